@@ -1,0 +1,1 @@
+"""From cases on disk to batches on devices: cases, nifti, grid, cache, folds, pipeline, augment."""

@@ -1,0 +1,40 @@
+"""Errors that a user can act on.
+
+Each message names the file or the setting, what was wrong and what to do about it. `main.py`
+prints them without a traceback and exits with status 2; everything else is a bug and keeps its
+traceback.
+"""
+
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+  """Something that the user can put right: a setting, a path, a broken file."""
+
+
+class ConfigError(UserError):
+  """A setting that is unknown, out of range or at odds with another one."""
+
+
+class CaseError(UserError):
+  """A case that cannot be used.
+
+  Attributes:
+    case: the case's name.
+    file: the file at fault (a path as text), or "" where the whole case is.
+    finding: what is wrong with it.
+    remedy: what the user can do about it.
+  """
+
+  def __init__(self, case: str, file: object, finding: str, remedy: str):
+    self.case, self.file, self.finding, self.remedy = case, str(file), finding, remedy
+    super().__init__(case, self.file, finding, remedy)  # all arguments: it survives pickling
+
+  def __str__(self) -> str:
+    where = f" ({self.file})" if self.file else ""
+    return f"case {self.case}{where}: {self.finding}. {self.remedy}"
+
+
+def did_you_mean(what: str, name: object, known: Sequence[str]) -> str:
+  """A message for an unknown name that lists the known ones."""
+  return f"unknown {what} {name!r}; known: {', '.join(known)}"
