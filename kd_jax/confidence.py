@@ -1,0 +1,115 @@
+"""Performance-aware confidence weights: how much the student hears each teacher.
+
+  alpha_i = total * score_i / sum_j score_j
+
+with score_i the Dice of teacher i over past training batches (METHOD §2). Two ways of forgetting:
+"epoch", as published, averages over an epoch and changes the weights when the next one begins;
+"ema" averages exponentially and changes them every step.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+UPDATES = ("epoch", "ema")
+
+
+@dataclass(frozen=True)
+class ConfidenceSettings:
+  """See the module.
+
+  Attributes:
+    total: what the weights of all teachers add up to.
+    score: "soft_dice", "hard_dice" or "slice_dice" (metrics/device.py).
+    regions: whose mean Dice is the score.
+    update: "epoch" or "ema".
+    ema_decay: per step, with "ema".
+  """
+
+  total: float = 0.15
+  score: str = "soft_dice"
+  regions: tuple[str, ...] = ("WT",)
+  update: str = "epoch"
+  ema_decay: float = 0.99
+
+
+@flax.struct.dataclass
+class Confidence:
+  """State of the weights, by teacher's name: no order of teachers to get wrong.
+
+  Attributes:
+    weights: alpha, in use now; scalars.
+    scores: the sum over the epoch's steps so far, or the exponential average; scalars.
+    count: (), steps that `scores` holds.
+  """
+
+  weights: dict[str, jax.Array]
+  scores: dict[str, jax.Array]
+  count: jax.Array
+
+
+def init(teachers: Collection[str], settings: ConfidenceSettings) -> Confidence:
+  """Every teacher heard alike."""
+  return Confidence(
+    weights={name: jnp.asarray(settings.total / len(teachers)) for name in teachers},
+    scores={name: jnp.zeros(()) for name in teachers},
+    count=jnp.zeros((), jnp.int32),
+  )
+
+
+def weights_of(scores: Mapping[str, jax.Array], total: float) -> dict[str, jax.Array]:
+  """Scores -> alpha; uniform where all scores are zero."""
+  mass = sum(scores.values())
+  safe = jnp.where(mass > 0, mass, 1)
+  return {
+    name: total * jnp.where(mass > 0, score / safe, 1 / len(scores))
+    for name, score in scores.items()
+  }
+
+
+def begin_step(
+  confidence: Confidence, new_epoch: jax.Array, settings: ConfidenceSettings
+) -> Confidence:
+  """Sets the weights from what was seen before this step.
+
+  Args:
+    confidence: after the last step.
+    new_epoch: (), whether this step is the first of an epoch.
+    settings: how to weigh and forget.
+  """
+  due = confidence.count > 0
+  if settings.update == "epoch":
+    due &= new_epoch
+  fresh = weights_of(confidence.scores, settings.total)  # a sum weighs as its mean does
+  weights = _where(due, fresh, confidence.weights)
+  if settings.update == "ema":
+    return confidence.replace(weights=weights)
+  zeros = jax.tree.map(jnp.zeros_like, confidence.scores)
+  return Confidence(
+    weights=weights,
+    scores=_where(due, zeros, confidence.scores),
+    count=jnp.where(due, 0, confidence.count),
+  )
+
+
+def end_step(
+  confidence: Confidence, scores: Mapping[str, jax.Array], settings: ConfidenceSettings
+) -> Confidence:
+  """Takes this step's scores, scalars by name, into account."""
+  if settings.update == "epoch":
+    keep, add = 1.0, 1.0
+  else:
+    keep = jnp.where(confidence.count > 0, settings.ema_decay, 0.0)
+    add = 1 - keep
+  running = {
+    name: (keep * old + add * scores[name]).astype(old.dtype)
+    for name, old in confidence.scores.items()
+  }
+  return confidence.replace(scores=running, count=confidence.count + 1)
+
+
+def _where(condition: jax.Array, new: dict, old: dict) -> dict:
+  return {name: jnp.where(condition, new[name], old[name]).astype(old[name].dtype) for name in old}

@@ -1,0 +1,177 @@
+"""The pieces that the networks are made of: convolutions, norms, gates, residual blocks.
+
+Arrays are channels-last, (B, D, H, W, C). Parameters are float32; `dtype` is what is computed in.
+Norms take their statistics in float32 (or better) whatever `dtype` is.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kd_jax.models import conv
+
+Init = str  # "torch": PyTorch's default; "xavier": Xavier normal with zero biases
+_SLOPE = 0.01
+_EPSILON = 1e-5
+
+
+def leaky_relu(x: jax.Array) -> jax.Array:
+  return jax.nn.leaky_relu(x, _SLOPE)
+
+
+def _kernel_init(init: Init) -> Callable[..., jax.Array]:
+  if init == "xavier":
+    return nnx.initializers.xavier_normal()
+  # PyTorch: kaiming-uniform with a = sqrt(5), which is U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+  return nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _bias(init: Init, fan_in: int, features: int, rngs: nnx.Rngs) -> nnx.Param:
+  if init == "xavier":
+    return nnx.Param(jnp.zeros((features,)))
+  bound = 1 / math.sqrt(fan_in)
+  return nnx.Param(jax.random.uniform(rngs.params(), (features,), minval=-bound, maxval=bound))
+
+
+class Conv(nnx.Module):
+  """A 3-D convolution with bias, padded by k // 2 voxels on both sides."""
+
+  def __init__(
+    self, inputs: int, outputs: int, size: int, stride: int = 1, *, init: Init, dtype: Any, rngs
+  ):
+    shape = (size, size, size, inputs, outputs)
+    self.kernel = nnx.Param(_kernel_init(init)(rngs.params(), shape, jnp.float32))
+    self.bias = _bias(init, inputs * size**3, outputs, rngs)
+    self.stride, self.dtype = stride, dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(B, D, H, W, inputs) -> (B, ceil(D/stride), ceil(H/stride), ceil(W/stride), outputs)."""
+    kernel = self.kernel[...].astype(self.dtype)
+    return conv.conv3d(x.astype(self.dtype), kernel, self.stride) + self.bias[...].astype(
+      self.dtype
+    )
+
+
+class Upsample(nnx.Module):
+  """A transposed convolution, 2x2x2 and stride 2; PyTorch's default initialisation always."""
+
+  def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
+    # PyTorch counts the fan of a transposed convolution over its *outputs*.
+    init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
+    self.kernel = nnx.Param(init(rngs.params(), (2, 2, 2, channels, channels), jnp.float32))
+    self.bias = _bias("torch", channels * 8, channels, rngs)
+    self.dtype = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(B, D, H, W, C) -> (B, 2D, 2H, 2W, C)."""
+    kernel = self.kernel[...].astype(self.dtype)
+    return conv.upsample2(x.astype(self.dtype), kernel) + self.bias[...].astype(self.dtype)
+
+
+def instance_norm(channels: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.GroupNorm:
+  """Instance normalisation without scale or bias."""
+  return nnx.GroupNorm(
+    channels,
+    num_groups=channels,
+    epsilon=_EPSILON,
+    use_bias=False,
+    use_scale=False,
+    dtype=dtype,
+    rngs=rngs,
+  )
+
+
+def group_norm(channels: int, *, groups: int = 0, dtype: Any, rngs: nnx.Rngs) -> nnx.GroupNorm:
+  """Group normalisation with 6 groups if the channels divide by 6, else 4 (METHOD: GN groups)."""
+  groups = groups or (6 if channels % 6 == 0 else 4)
+  return nnx.GroupNorm(channels, num_groups=groups, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
+
+
+class ResidualBlock(nnx.Module):
+  """GN, LReLU, conv3, GN, LReLU, conv3; plus a skip of conv3 and GN; the stride on the first."""
+
+  def __init__(
+    self, inputs: int, outputs: int, stride: int, *, init: Init, dtype: Any, rngs: nnx.Rngs
+  ):
+    self.norm_in = group_norm(inputs, dtype=dtype, rngs=rngs)
+    self.conv_in = Conv(inputs, outputs, 3, stride, init=init, dtype=dtype, rngs=rngs)
+    self.norm_out = group_norm(outputs, dtype=dtype, rngs=rngs)
+    self.conv_out = Conv(outputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
+    self.skip_conv = Conv(inputs, outputs, 3, stride, init=init, dtype=dtype, rngs=rngs)
+    self.skip_norm = group_norm(outputs, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    main = self.conv_in(leaky_relu(self.norm_in(x)))
+    main = self.conv_out(leaky_relu(self.norm_out(main)))
+    return main + self.skip_norm(self.skip_conv(x))
+
+
+class Stem(nnx.Module):
+  """conv3, instance norm, LReLU, conv3; plus a conv3 of the input."""
+
+  def __init__(self, inputs: int, outputs: int, *, init: Init, dtype: Any, rngs: nnx.Rngs):
+    self.conv_in = Conv(inputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
+    self.norm = instance_norm(outputs, dtype=dtype, rngs=rngs)
+    self.conv_out = Conv(outputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
+    self.skip_conv = Conv(inputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.conv_out(leaky_relu(self.norm(self.conv_in(x)))) + self.skip_conv(x)
+
+
+class ChannelGate(nnx.Module):
+  """Scales the channels by sigmoid(MLP(average pool) + MLP(max pool)), one MLP for both.
+
+  Woo et al., CBAM, ECCV 2018, eq. 2, with LeakyReLU in the MLP.
+  """
+
+  def __init__(self, channels: int, *, init: Init, dtype: Any, rngs: nnx.Rngs):
+    hidden = max(1, channels // 16)
+    self.squeeze = Conv(channels, hidden, 1, init=init, dtype=dtype, rngs=rngs)
+    self.excite = Conv(hidden, channels, 1, init=init, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(B, D, H, W, C) -> the same."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True, dtype=wide).astype(x.dtype)
+    peak = jnp.max(x, axis=(1, 2, 3), keepdims=True)
+    gate = self._mlp(mean) + self._mlp(peak)  # (B, 1, 1, 1, C)
+    return x * jax.nn.sigmoid(gate)
+
+  def _mlp(self, pooled: jax.Array) -> jax.Array:
+    return self.excite(leaky_relu(self.squeeze(pooled)))
+
+
+class SpatialGate(nnx.Module):
+  """Scales the voxels by sigmoid(LReLU(GN(conv7([max, mean] over channels)))).
+
+  Woo et al., CBAM, ECCV 2018, eq. 3, with the normalisation of the published code.
+  """
+
+  def __init__(self, *, init: Init, dtype: Any, rngs: nnx.Rngs):
+    self.conv = Conv(2, 1, 7, init=init, dtype=dtype, rngs=rngs)
+    self.norm = group_norm(1, groups=1, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    pooled = jnp.concatenate(
+      [jnp.max(x, axis=-1, keepdims=True), jnp.mean(x, axis=-1, keepdims=True)], axis=-1
+    )  # (B, D, H, W, 2)
+    return x * jax.nn.sigmoid(leaky_relu(self.norm(self.conv(pooled))))
+
+
+class Gate(nnx.Module):
+  """The attention of the decoders and of the fusion: a channel gate, with CBAM a spatial one too."""
+
+  def __init__(self, attention: str, channels: int, *, init: Init, dtype: Any, rngs: nnx.Rngs):
+    self.channel = ChannelGate(channels, init=init, dtype=dtype, rngs=rngs)
+    self.spatial = (
+      SpatialGate(init=init, dtype=dtype, rngs=rngs) if attention == "cbam" else None
+    )
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = self.channel(x)
+    return x if self.spatial is None else self.spatial(x)

@@ -1,0 +1,150 @@
+"""Teachers, fusion and student: built from the configuration, run together, taken apart again.
+
+Parameters are a nested dict of arrays with two groups, one for each optimiser:
+
+  {"cohort": {"teachers": {name: ...}, "fusion": {level: ...}}, "student": ...}
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kd_jax.data.cases import MODALITIES
+from kd_jax.data.labels import CLASSES
+from kd_jax.models.fusion import Fusion
+from kd_jax.models.resunet import LEVELS, Output, ResUNet
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FrameworkSpec:
+  """Everything that fixes the networks' shapes.
+
+  Attributes:
+    student: the input modalities of the student.
+    teachers: name -> input modalities; empty for a student alone.
+    filters: channels at full, 1/2, 1/4, 1/8 resolution.
+    fusion_levels: CDSFL levels, 0 to 2; 0 without teachers.
+    attention: "channel" or "cbam".
+    fusion_activation: an activation before the fusion's last convolution.
+    dtype: "float32", "bfloat16" or "float64": what is computed in; parameters stay float32.
+  """
+
+  student: tuple[str, ...]
+  teachers: Mapping[str, tuple[str, ...]]
+  filters: tuple[int, int, int, int]
+  fusion_levels: int = 1
+  attention: str = "channel"
+  fusion_activation: bool = False
+  dtype: str = "float32"
+
+  @property
+  def levels(self) -> tuple[str, ...]:
+    return LEVELS[: self.fusion_levels] if self.teachers else ()
+
+
+class Cohort(nnx.Module):
+  """The teachers and the fusion modules through which they learn from each other."""
+
+  def __init__(self, spec: FrameworkSpec, rngs: nnx.Rngs):
+    self.teachers = nnx.Dict(
+      {name: _network(spec, modalities, rngs) for name, modalities in spec.teachers.items()}
+    )
+    channels = dict(zip(LEVELS, spec.filters[1:3], strict=True))
+    self.fusion = nnx.Dict(
+      {
+        level: Fusion(
+          tuple(spec.teachers),
+          channels[level],
+          len(CLASSES),
+          attention=spec.attention,
+          activation=spec.fusion_activation,
+          dtype=jnp.dtype(spec.dtype),
+          rngs=rngs,
+        )
+        for level in spec.levels
+      }
+    )
+
+
+def _network(spec: FrameworkSpec, modalities: Sequence[str], rngs: nnx.Rngs, **options) -> ResUNet:
+  return ResUNet(
+    len(modalities),
+    len(CLASSES),
+    spec.filters,
+    attention=spec.attention,
+    dtype=jnp.dtype(spec.dtype),
+    rngs=rngs,
+    **options,
+  )
+
+
+class Outputs(NamedTuple):
+  """One joint forward pass: teachers by name, fused logits by level, the student."""
+
+  teachers: dict[str, Output]
+  fused: dict[str, jax.Array]
+  student: Output
+
+
+class Framework:
+  """The networks' structure without their numbers: every method is a function of parameters."""
+
+  def __init__(self, spec: FrameworkSpec):
+    self.spec = spec
+    abstract = nnx.eval_shape(lambda: self._modules(jax.random.key(0)))
+    self._graphs = {group: nnx.split(module, nnx.Param)[0] for group, module in abstract.items()}
+    self._teachers = {
+      name: nnx.split(network, nnx.Param)[0]
+      for name, network in abstract["cohort"].teachers.items()
+    }
+
+  def _modules(self, key: jax.Array) -> dict[str, nnx.Module]:
+    cohort_key, student_key = jax.random.split(key)
+    # The published student starts from Xavier normal, its teachers from PyTorch's default. It has
+    # both side heads whatever the fusion levels, as the published network does.
+    student = _network(
+      self.spec, self.spec.student, nnx.Rngs(student_key), side_heads=2, init="xavier"
+    )
+    return {"cohort": Cohort(self.spec, nnx.Rngs(cohort_key)), "student": student}
+
+  def init(self, key: jax.Array) -> Params:
+    """Fresh parameters, float32; jit it with out_shardings to place them as they are made."""
+    modules = self._modules(key)
+    return {group: nnx.to_pure_dict(nnx.state(m, nnx.Param)) for group, m in modules.items()}
+
+  def __call__(self, params: Params, images: jax.Array) -> Outputs:
+    """All networks on one batch.
+
+    Args:
+      params: as `init` gives them.
+      images: (B, M, D, H, W), modalities in MODALITIES order.
+    """
+    cohort = nnx.merge(self._graphs["cohort"], params["cohort"])
+    teachers = {
+      name: cohort.teachers[name](select(images, modalities))
+      for name, modalities in self.spec.teachers.items()
+    }
+    fused = {
+      level: cohort.fusion[level]({name: out.features[level] for name, out in teachers.items()})
+      for level in self.spec.levels
+    }
+    return Outputs(teachers, fused, self.student(params["student"], images))
+
+  def student(self, params: Params, images: jax.Array) -> Output:
+    """The student alone; params: its group only; images: (B, M, D, H, W)."""
+    return nnx.merge(self._graphs["student"], params)(select(images, self.spec.student))
+
+  def teacher(self, name: str, params: Params, images: jax.Array) -> Output:
+    """One teacher alone; params: its own only; images: (B, M, D, H, W)."""
+    return nnx.merge(self._teachers[name], params)(select(images, self.spec.teachers[name]))
+
+
+def select(images: jax.Array, modalities: Sequence[str]) -> jax.Array:
+  """Some modalities of (B, M, D, H, W), as channels: (B, D, H, W, len(modalities))."""
+  return jnp.stack([images[:, MODALITIES.index(name)] for name in modalities], axis=-1)

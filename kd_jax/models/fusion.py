@@ -1,0 +1,49 @@
+"""CDSFL: cooperative deep supervision fusion learning, one module a level (METHOD: CDSFL)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kd_jax.models.blocks import Conv, Gate, Init, leaky_relu
+
+
+class Fusion(nnx.Module):
+  """Fuses the teachers' decoder features of one resolution into one set of logits.
+
+  Each teacher's feature passes its own gate and its own conv1 to the classes; they are summed and
+  pass a last conv1.
+
+  Args:
+    teachers: the names of those whose features come in.
+    channels: of each feature.
+    classes: of the logits.
+    attention: "channel" or "cbam".
+    activation: LeakyReLU before the last convolution, as the paper's figure draws it; the published
+      code has none, and neither have we by default.
+  """
+
+  def __init__(
+    self,
+    teachers: Sequence[str],
+    channels: int,
+    classes: int,
+    *,
+    attention: str = "channel",
+    activation: bool = False,
+    init: Init = "torch",
+    dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    own = {"init": init, "dtype": dtype, "rngs": rngs}
+    self.gates = nnx.Dict({name: Gate(attention, channels, **own) for name in teachers})
+    self.projections = nnx.Dict({name: Conv(channels, classes, 1, **own) for name in teachers})
+    self.head = Conv(classes, classes, 1, **own)
+    self.activation = activation
+
+  def __call__(self, features: Mapping[str, jax.Array]) -> jax.Array:
+    """features: one (B, D, H, W, channels) by teacher's name -> (B, D, H, W, classes)."""
+    fused = sum(self.projections[name](gate(features[name])) for name, gate in self.gates.items())
+    return self.head(leaky_relu(fused) if self.activation else fused)

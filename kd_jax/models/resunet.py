@@ -1,0 +1,97 @@
+"""The 3-D residual U-Net with gated skips that teachers and student share (METHOD: networks)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kd_jax.models.blocks import Conv, Gate, Init, ResidualBlock, Stem, Upsample
+
+DOWNSAMPLING = 8  # three strided blocks: the input's sides must be multiples of this
+LEVELS = ("level1", "level2")  # deep supervision and fusion: half and quarter resolution
+
+
+class Output(NamedTuple):
+  """What a network gives.
+
+  Attributes:
+    logits: (B, D, H, W, classes), at full resolution.
+    side_logits: from the deep-supervision heads; "level1" (B, D/2, H/2, W/2, classes), "level2" at
+      a quarter. Empty for networks without such heads.
+    features: the decoder's features at the same two levels, before the heads.
+  """
+
+  logits: jax.Array
+  side_logits: dict[str, jax.Array]
+  features: dict[str, jax.Array]
+
+
+class DecoderStage(nnx.Module):
+  """Upsample, concatenate the encoder's feature, gate, residual block."""
+
+  def __init__(
+    self, inputs: int, skip: int, *, attention: str, init: Init, dtype: Any, rngs: nnx.Rngs
+  ):
+    self.upsample = Upsample(inputs, dtype=dtype, rngs=rngs)
+    self.gate = Gate(attention, inputs + skip, init=init, dtype=dtype, rngs=rngs)
+    self.block = ResidualBlock(inputs + skip, skip, 1, init=init, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
+    """(B, D, H, W, inputs) and (B, 2D, 2H, 2W, skip) -> (B, 2D, 2H, 2W, skip)."""
+    return self.block(self.gate(jnp.concatenate([self.upsample(x), skip], axis=-1)))
+
+
+class ResUNet(nnx.Module):
+  """Three strided residual blocks down, three gated stages up, conv1 heads.
+
+  Args:
+    modalities: input channels.
+    classes: output channels.
+    filters: channels at full, 1/2, 1/4 and 1/8 resolution; the paper's are (32, 64, 128, 256).
+    side_heads: deep-supervision heads, 0 to 2.
+    attention: "channel" or "cbam".
+    init: "torch" or "xavier" (see blocks).
+    dtype: what is computed in.
+  """
+
+  def __init__(
+    self,
+    modalities: int,
+    classes: int,
+    filters: Sequence[int],
+    *,
+    side_heads: int = 0,
+    attention: str = "channel",
+    init: Init = "torch",
+    dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    f0, f1, f2, f3 = filters
+    own = {"init": init, "dtype": dtype, "rngs": rngs}
+    self.stem = Stem(modalities, f0, **own)
+    self.down1 = ResidualBlock(f0, f1, 2, **own)
+    self.down2 = ResidualBlock(f1, f2, 2, **own)
+    self.bridge = ResidualBlock(f2, f3, 2, **own)
+    self.up2 = DecoderStage(f3, f2, attention=attention, **own)
+    self.up1 = DecoderStage(f2, f1, attention=attention, **own)
+    self.up0 = DecoderStage(f1, f0, attention=attention, **own)
+    self.head = Conv(f0, classes, 1, **own)
+    sides = {"level1": f1, "level2": f2}
+    self.side_heads = nnx.Dict(
+      {level: Conv(sides[level], classes, 1, **own) for level in LEVELS[:side_heads]}
+    )
+
+  def __call__(self, x: jax.Array) -> Output:
+    """x: (B, D, H, W, modalities), sides multiples of 8."""
+    x1 = self.stem(x)
+    x2 = self.down1(x1)
+    x3 = self.down2(x2)
+    x4 = self.bridge(x3)
+    d2 = self.up2(x4, x3)  # 1/4 resolution, f2 channels
+    d1 = self.up1(d2, x2)  # 1/2 resolution, f1
+    d0 = self.up0(d1, x1)  # full resolution, f0
+    features = {"level1": d1, "level2": d2}
+    side_logits = {level: head(features[level]) for level, head in self.side_heads.items()}
+    return Output(self.head(d0), side_logits, features)
