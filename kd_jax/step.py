@@ -1,0 +1,173 @@
+"""The training step: one compiled function, nothing else is compiled for training.
+
+It augments the batch, runs all networks, sets the confidence weights, computes every loss and
+gradient, updates teachers, fusion and student together, and returns the metrics. All forward passes
+use the parameters from before the step, so the update is exactly one joint step.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kd_jax import confidence as confidence_lib
+from kd_jax.confidence import Confidence, ConfidenceSettings
+from kd_jax.metrics import device as metrics_lib
+from kd_jax.models.framework import Framework, Params
+from kd_jax.objective import LossSettings, objective
+
+Batch = Mapping[str, jax.Array]  # image (B, M, D, H, W), label (B, D, H, W)
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that training changes.
+
+  Attributes:
+    step: (), steps done.
+    params: {"cohort", "student"}, see models/framework.py.
+    opt_state: one optax state a group.
+    confidence: the teachers' weights and running scores.
+    lr_scale: a factor on each group's learning rate, lowered by the plateau rule.
+    ema: the average of the student's parameters, or None.
+  """
+
+  step: jax.Array
+  params: Params
+  opt_state: dict[str, Any]
+  confidence: Confidence
+  lr_scale: dict[str, jax.Array]
+  ema: Params | None
+
+
+def init_state(
+  framework: Framework,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  confidence: ConfidenceSettings,
+  key: jax.Array,
+  *,
+  ema: bool = False,
+) -> TrainState:
+  """A fresh state."""
+  params = framework.init(key)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state={group: tx.init(params[group]) for group, tx in optimizers.items()},
+    confidence=confidence_lib.init(framework.spec.teachers, confidence),
+    lr_scale={group: jnp.ones(()) for group in optimizers},
+    ema=jax.tree.map(jnp.copy, params["student"]) if ema else None,
+  )
+
+
+def make_train_step(
+  framework: Framework,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  loss: LossSettings,
+  confidence: ConfidenceSettings,
+  *,
+  steps_per_epoch: int,
+  augment: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
+  key: jax.Array | None = None,
+  ema_decay: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """The step as a pure function, to be compiled by `compile_step`.
+
+  Args:
+    framework: the networks.
+    optimizers: one for each parameter group.
+    loss: weights and reductions of the losses.
+    confidence: how the teachers are weighted.
+    steps_per_epoch: for the first-epoch rule and the epoch-wise confidence.
+    augment: (key, images, labels) -> (images, labels), on the device.
+    key: of the augmentation; each step folds its number in, so a resumed run repeats itself.
+    ema_decay: of the student's average; 0 for none.
+  """
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    images, labels = batch["image"], batch["label"]
+    if augment is not None:
+      images, labels = augment(jax.random.fold_in(key, state.step), images, labels)
+    epoch, step_in_epoch = jnp.divmod(state.step, steps_per_epoch)
+    belief = confidence_lib.begin_step(state.confidence, step_in_epoch == 0, confidence)
+
+    def loss_fn(params: Params):
+      outputs = framework(params, images)
+      distil = epoch >= loss.kd_from_epoch
+      total, terms = objective(outputs, labels, belief.weights, distil, loss)
+      return total, (outputs, terms)
+
+    grads, (outputs, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
+
+    params, opt_state = {}, {}
+    for group, tx in optimizers.items():
+      updates, opt_state[group] = tx.update(
+        grads[group], state.opt_state[group], state.params[group]
+      )
+      updates = jax.tree.map(lambda u, scale=state.lr_scale[group]: u * scale, updates)
+      params[group] = optax.apply_updates(state.params[group], updates)
+      metrics[f"grad_norm/{group}"] = optax.tree.norm(grads[group])
+
+    if outputs.teachers:
+      scores = {
+        name: metrics_lib.score(output.logits, labels, confidence.score, confidence.regions)
+        for name, output in outputs.teachers.items()
+      }
+      metrics |= {f"confidence/score/{name}": s for name, s in scores.items()}
+      metrics |= {f"confidence/weight/{name}": w for name, w in belief.weights.items()}
+      belief = confidence_lib.end_step(belief, scores, confidence)
+    metrics |= _batch_dice(outputs, labels)
+
+    new_state = TrainState(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      confidence=belief,
+      lr_scale=state.lr_scale,
+      ema=_average(state, params["student"], ema_decay),
+    )
+    return new_state, metrics
+
+  return train_step
+
+
+def _batch_dice(outputs, labels: jax.Array) -> Metrics:
+  """Hard Dice over the batch's volume, by network and region: a sign of life in the logs."""
+  networks = {**outputs.teachers, "student": outputs.student}
+  return {
+    f"dice/{name}/{region}": metrics_lib.score(output.logits, labels, "hard_dice", (region,))
+    for name, output in networks.items()
+    for region in metrics_lib.REGIONS
+  }
+
+
+def _average(state: TrainState, student: Params, decay: float) -> Params | None:
+  """The exponential average of the student, quick to follow in its first steps."""
+  if state.ema is None:
+    return None
+  d = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+  return jax.tree.map(lambda old, new: d * old + (1 - d) * new, state.ema, student)
+
+
+def batch_sharding(mesh: Mesh) -> dict[str, NamedSharding]:
+  """The batch over `data`, the volume's depth over `space`."""
+  return {
+    "image": NamedSharding(mesh, P("data", None, "space")),
+    "label": NamedSharding(mesh, P("data", "space")),
+  }
+
+
+def compile_step(step: Callable, mesh: Mesh) -> Callable:
+  """jit over the mesh: state replicated and donated, batch sharded, metrics replicated."""
+  replicated = NamedSharding(mesh, P())
+  return jax.jit(
+    step,
+    in_shardings=(replicated, batch_sharding(mesh)),
+    out_shardings=(replicated, replicated),
+    donate_argnums=0,
+  )
