@@ -1,0 +1,265 @@
+"""prepare: all cases into the cache, in parallel, keeping what is there; every bad case is named.
+
+The cache is a folder of entries (entry.py), one a case and setting, and files.json, which
+remembers the hash of each source file by its size and time, so that unchanged files are not read.
+"""
+
+import concurrent.futures as futures
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from kd_jax.data.cases import Case
+from kd_jax.data.check import missing_files, source_files
+from kd_jax.data.entry import (
+  CacheSettings,
+  Entry,
+  build_entry,
+  entry_key,
+  file_hash,
+  open_entry,
+  verify_entry,
+)
+from kd_jax.errors import CaseError, UserError
+
+__all__ = [
+  "CacheSettings",
+  "Entry",
+  "error_table",
+  "open_entry",
+  "prepare",
+  "sweep",
+  "verify_entry",
+]
+
+_STALE_SECONDS = 3600
+_INDEX = "files.json"
+_SAVE_INDEX_EVERY = 50  # cases
+
+# (size, mtime in ns, sha256) by absolute path.
+Index = dict[str, tuple[int, int, str]]
+Result = tuple[Path | None, list[CaseError], Index]
+
+
+def prepare(
+  cases: Sequence[Case],
+  cache_dir: str | os.PathLike,
+  settings: CacheSettings,
+  workers: int | None = None,
+  progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[dict[str, Path], list[CaseError]]:
+  """Makes the entries that are not there yet, and finds everything that is wrong with the rest.
+
+  Args:
+    cases: as find_cases has them.
+    cache_dir: made if need be; several settings and data sets can share it.
+    settings: what the entries look like.
+    workers: processes; None for one a core (16 at most), 0 or 1 for this process alone.
+    progress: called with (cases done, cases in all, name of the latest).
+
+  Returns:
+    The entry of each good case by its name, and the findings of all bad cases, both in the order
+    of the cases.
+
+  Raises:
+    UserError: the cache cannot be written, or a worker process died.
+  """
+  cache_dir = Path(cache_dir)
+  try:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"cannot make the cache folder {cache_dir}: {e.strerror or e}") from e
+  sweep(cache_dir)
+  index = _read_index(cache_dir)
+  ready: dict[str, Path] = {}
+  errors: dict[str, list[CaseError]] = {}
+  done = 0
+
+  def report(case: Case) -> None:
+    nonlocal done
+    done += 1
+    if progress:
+      progress(done, len(cases), case.name)
+
+  todo = []
+  for case in cases:  # without a worker, and without reading a file, where nothing has changed
+    path = _ready_entry(case, cache_dir, settings, index)
+    if path:
+      ready[case.name] = path
+      report(case)
+    else:
+      todo.append(case)
+  try:
+    for case, (path, found, hashes) in _results(todo, cache_dir, settings, index, workers):
+      index |= hashes
+      errors[case.name] = found
+      if path:
+        ready[case.name] = path
+      report(case)
+      if len(errors) % _SAVE_INDEX_EVERY == 0:
+        _write_index(cache_dir, index)
+  finally:  # what is done stays done, whatever ended the loop
+    if todo:
+      _write_index(cache_dir, index)
+  return (
+    {case.name: ready[case.name] for case in cases if case.name in ready},
+    [error for case in cases for error in errors.get(case.name, ())],
+  )
+
+
+def error_table(errors: Sequence[CaseError]) -> str:
+  """Findings as a plain-text table, one a line: case | file | finding | remedy."""
+  rows = [("case", "file", "finding", "remedy")]
+  rows += [(e.case, os.path.basename(e.file), e.finding, e.remedy) for e in errors]
+  widths = [max(len(row[i]) for row in rows) for i in range(4)]
+  rows.insert(1, tuple("-" * width for width in widths))
+  return "\n".join(
+    " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    for row in rows
+  )
+
+
+# --- The work, here or in processes -----------------------------------------------------------
+
+
+def _results(
+  cases: Sequence[Case],
+  cache_dir: Path,
+  settings: CacheSettings,
+  index: Index,
+  workers: int | None,
+) -> Iterator[tuple[Case, Result]]:
+  """Each case with what _work says of it, as they are done."""
+  if workers is None:
+    workers = min(_cores(), 16)
+  workers = min(workers, len(cases))
+  tasks = [(case, cache_dir, settings, _known(case, index)) for case in cases]
+  if workers <= 1:
+    for task in tasks:
+      yield task[0], _work(*task)
+    return
+  # spawn: a fork of a process with threads (JAX has many) can hang.
+  pool = futures.ProcessPoolExecutor(
+    workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+  )
+  waiting = {}
+  try:
+    waiting = {pool.submit(_work, *task): task[0] for task in tasks}
+    for future in futures.as_completed(list(waiting)):
+      result = future.result()
+      yield waiting.pop(future), result
+  except BrokenProcessPool as e:
+    # The pool does not say which; cases are taken in order, a few ahead.
+    suspects = ", ".join(case.name for case in list(waiting.values())[: workers + 1])
+    raise UserError(
+      "a worker process died while preparing the cache (the system may have run out of memory) at "
+      f"one of: {suspects}. Run again with fewer workers; the cases that are ready are kept"
+    ) from e
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _work(case: Case, cache_dir: Path, settings: CacheSettings, known: Mapping[str, str]) -> Result:
+  """One case: hashes of its files that are not known yet, and its entry."""
+  index, hashes = {}, {}
+  try:
+    for kind, path in source_files(case).items():
+      key, stat = os.path.abspath(path), path.stat()
+      hashes[kind] = known.get(key) or file_hash(path)
+      index[key] = (stat.st_size, stat.st_mtime_ns, hashes[kind])
+  except OSError as e:
+    finding = f"cannot be read: {e.strerror or e}"
+    return None, [CaseError(case.name, path, finding, "Check the file's permissions.")], {}
+  return *build_entry(case, cache_dir, settings, hashes), index
+
+
+def _cores() -> int:
+  """Cores that this process may use (a container's share, where the system tells)."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end_with_parent() -> None:
+  """Ends this worker when its parent is killed; it would wait for work for ever."""
+
+  def watch():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def _ready_entry(case: Case, cache_dir: Path, settings: CacheSettings, index: Index) -> Path | None:
+  """The entry of a case whose files are as the index has them, if it is there."""
+  known = _known(case, index)
+  files = source_files(case)
+  hashes = {kind: known.get(os.path.abspath(path)) for kind, path in files.items()}
+  if None in hashes.values() or missing_files(case, settings.require_seg):
+    return None
+  path = cache_dir / entry_key(case, hashes, settings)
+  return path if path.exists() else None
+
+
+# --- What is on disk --------------------------------------------------------------------------
+
+
+def _known(case: Case, index: Index) -> dict[str, str]:
+  """The hashes, by path, of a case's files that have not changed since they were read."""
+  known = {}
+  for path in map(os.path.abspath, source_files(case).values()):
+    size, mtime, sha256 = index.get(path, (None, None, None))
+    try:
+      stat = os.stat(path)
+    except OSError:
+      continue
+    if (stat.st_size, stat.st_mtime_ns) == (size, mtime):
+      known[path] = sha256
+  return known
+
+
+def _read_index(cache_dir: Path) -> Index:
+  try:
+    return {k: tuple(v) for k, v in json.loads((cache_dir / _INDEX).read_text()).items()}
+  except (OSError, ValueError, AttributeError, TypeError):
+    return {}  # it only saves reading; without it the files are hashed again
+
+
+def _write_index(cache_dir: Path, index: Index) -> None:
+  temporary = cache_dir / f"tmp-{socket.gethostname()}-{os.getpid()}-{_INDEX}"
+  try:
+    temporary.write_text(json.dumps(index))
+    os.replace(temporary, cache_dir / _INDEX)
+  except OSError as e:
+    raise UserError(f"cannot write the cache in {cache_dir}: {e.strerror or e}") from e
+
+
+def sweep(cache_dir: Path) -> None:
+  """Removes what killed runs left: of dead processes of this machine, or an hour old."""
+  for path in cache_dir.glob("tmp-*"):
+    try:
+      host, pid = path.name.removeprefix("tmp-").rsplit("-", 2)[:2]
+      dead = host == socket.gethostname() and not _alive(int(pid))
+      old = time.time() - path.stat().st_mtime > _STALE_SECONDS
+    except (ValueError, OSError):  # not one of ours, or just renamed
+      continue
+    if dead or old:
+      if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+      else:
+        path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass
+  return True

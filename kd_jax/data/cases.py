@@ -1,0 +1,183 @@
+"""Which cases a folder holds: the file names of every BraTS year, recognised by themselves."""
+
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from kd_jax.data.labels import CONVENTIONS
+from kd_jax.errors import ConfigError, UserError, did_you_mean
+
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+
+# What stands at the end of a file's name, lower case -> what it is.
+_SUFFIXES = {
+  "flair": "flair",
+  "t1": "t1",
+  "t1ce": "t1ce",
+  "t2": "t2",
+  "t2f": "flair",  # the names of 2023 and 2024
+  "t1n": "t1",
+  "t1c": "t1ce",
+  "t2w": "t2",
+  "seg": "seg",
+  "segm": "seg",
+}
+_NEW_SUFFIXES = ("t1n", "t1c", "t2w", "t2f")
+_NAME = re.compile(
+  rf"^(?:(?P<case>.*)[_-])?(?P<suffix>{'|'.join(_SUFFIXES)})(?P<nii>\.nii(?:\.gz)?)$", re.IGNORECASE
+)
+_NII = re.compile(r"\.nii(?:\.gz)?$", re.IGNORECASE)
+_TIMEPOINT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d+$", re.IGNORECASE)
+
+_LAYOUTS = (
+  "expected case folders, at any depth, that hold files such as "
+  "BraTS2021_00000/BraTS2021_00000_{flair,t1,t1ce,t2,seg}.nii.gz (2018-2021) or "
+  "BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t2f,t1n,t1c,t2w,seg}.nii.gz (2023, 2024)"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+  """One scan session: four images of one grid and their label map.
+
+  Attributes:
+    name: unique in the data set; what its files' names start with.
+    patient: who was scanned; several time points share one patient.
+    folder: where the files are.
+    images: modality -> file; a modality without a file has no key.
+    seg: the label map, or None.
+    convention: what the numbers in seg mean, a key of labels.CONVENTIONS.
+  """
+
+  name: str
+  patient: str
+  folder: Path
+  images: dict[str, Path]
+  seg: Path | None
+  convention: str
+
+
+def find_cases(root: str | os.PathLike, labels: str = "auto") -> list[Case]:
+  """All cases under root (or root itself, if it is one), sorted by name.
+
+  Args:
+    root: a folder; symbolic links are followed, each folder is visited once.
+    labels: the label convention of all cases, or "auto": BraTS-GLI-* as brats2024 (which reads
+      2023's labels too), other cases with 2023's file names as brats2023, the rest as brats2018.
+
+  Raises:
+    UserError: no such folder, no case in it, two files for one modality, two cases of one name.
+    ConfigError: an unknown convention.
+  """
+  if labels != "auto" and labels not in CONVENTIONS:
+    raise ConfigError(did_you_mean("label convention", labels, ("auto", *CONVENTIONS)))
+  root = Path(root).expanduser()
+  if not root.is_dir():
+    raise UserError(f"no data folder {root}; {_LAYOUTS}")
+  found: dict[str, Case] = {}
+  for folder, files in _folders(root):
+    for case in _cases_of(folder, files, labels):
+      if case.name in found:
+        raise UserError(
+          f"two cases named {case.name}: in {found[case.name].folder} and {case.folder}; "
+          "remove or rename one of them"
+        )
+      found[case.name] = case
+  if not found:
+    raise UserError(f"no case found under {root}; {_LAYOUTS}")
+  return [found[name] for name in sorted(found)]
+
+
+def patient_of(name: str) -> str:
+  """BraTS-GLI-<patient>-<timepoint> without its time point; any other name as it is."""
+  match = _TIMEPOINT.match(name)
+  return match.group(1) if match else name
+
+
+def _folders(root: Path) -> list[tuple[Path, list[tuple[str, Path]]]]:
+  """Every folder under root with its NIfTI files as (name to judge it by, path)."""
+  found, seen, waiting = [], set(), [root]
+  while waiting:
+    folder = waiting.pop()
+    real = os.path.realpath(folder)
+    if real in seen:  # a link back up, or to a folder that was visited already
+      continue
+    seen.add(real)
+    files = []
+    for entry in sorted(_visible(folder)):
+      if entry.is_dir():
+        if _NII.search(entry.name):  # a copy that holds X_flair.nii as a folder around one file
+          files += [(entry.name, inner) for inner in _visible(entry) if _NII.search(inner.name)]
+        else:
+          waiting.append(entry)
+      elif _NII.search(entry.name) and entry.is_file():
+        files.append((entry.name, entry))
+    found.append((folder, files))
+  return found
+
+
+def _visible(folder: Path) -> list[Path]:
+  try:
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]  # "._x" too
+  except PermissionError as e:
+    raise UserError(f"cannot read the folder {folder}; check its permissions") from e
+
+
+def _cases_of(folder: Path, files: list[tuple[str, Path]], labels: str) -> list[Case]:
+  """The cases of one folder: files grouped by what stands before the modality."""
+  groups: dict[str, dict[str, Path]] = defaultdict(dict)
+  new_names = set()
+  for file_name, path in files:
+    match = _NAME.match(file_name)
+    if not match:
+      continue
+    name = match["case"] or folder.resolve().name
+    kind = _SUFFIXES[match["suffix"].lower()]
+    if kind in groups[name]:
+      raise UserError(
+        f"two {kind} files for case {name}: {groups[name][kind]} and {path}; keep one"
+      )
+    groups[name][kind] = path
+    if match["suffix"].lower() in _NEW_SUFFIXES:
+      new_names.add(name)
+
+  _adopt_odd_seg(groups, files)
+  return [
+    Case(
+      name=name,
+      patient=patient_of(name),
+      folder=folder,
+      images={modality: kinds[modality] for modality in MODALITIES if modality in kinds},
+      seg=kinds.get("seg"),
+      convention=_convention(name, name in new_names) if labels == "auto" else labels,
+    )
+    for name, kinds in groups.items()
+    # A label map alone is a prediction or a loose file, unless the folder is named after it.
+    if set(kinds) - {"seg"} or name == folder.resolve().name
+  ]
+
+
+def _adopt_odd_seg(groups: dict[str, dict[str, Path]], files: list[tuple[str, Path]]) -> None:
+  """Give a folder's only case without a seg the label map that goes by another name.
+
+  A common copy of 2020 has W39_1998.09.19_Segm.nii as the label map of BraTS20_Training_355.
+  """
+  with_images = [name for name, kinds in groups.items() if set(kinds) - {"seg"}]
+  if len(with_images) != 1 or "seg" in groups[with_images[0]]:
+    return
+  odd = [path for name, path in files if re.search(r"segm?$", _NII.sub("", name), re.IGNORECASE)]
+  if len(odd) > 1:
+    raise UserError(
+      f"two seg files for case {with_images[0]}: {odd[0]} and {odd[1]}; keep one, "
+      f"or name it {with_images[0]}_seg.nii.gz"
+    )
+  if odd:
+    groups[with_images[0]]["seg"] = odd[0]
+
+
+def _convention(name: str, new_names: bool) -> str:
+  if name.lower().startswith("brats-gli"):
+    return "brats2024"
+  return "brats2023" if new_names else "brats2018"

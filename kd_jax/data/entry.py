@@ -1,0 +1,194 @@
+"""One case in the cache: its images and classes on the networks' grid, ready to memory-map.
+
+An entry is one folder, named by a hash of what went into it (the bytes of the case's files, the
+settings, the format), so an entry is never out of date and never overwritten:
+
+  images.npy      (4, D, H, W) in MODALITIES order, float16 (zscore) or float32 (paper)
+  labels.npy      (D, H, W) uint8 classes                      } not in an entry of a case
+  foreground.npy  (3, 4096, 3) int16 coordinates of classes 1..3 } without a label map
+  meta.json       everything else: names, grid, settings, counts, checksums
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kd_jax.data import grid as grids
+from kd_jax.data import labels
+from kd_jax.data.cases import MODALITIES, Case
+from kd_jax.data.check import missing_files, read_volumes, source_files
+from kd_jax.data.preprocess import FOREGROUND_VOXELS, foreground_voxels, to_arrays
+from kd_jax.errors import CaseError, ConfigError, UserError, did_you_mean
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+  """What an entry looks like.
+
+  Attributes:
+    spacing: the grid's voxel edge in mm (brain grid only).
+    normalise: "zscore" over the brain's voxels, or "paper" (the published code's formula).
+    grid: "brain", the brain's bounding box; or "paper", slices 3..146 at 128^3.
+    require_seg: a case without a label map is an error.
+  """
+
+  spacing: float = 1.0
+  normalise: str = "zscore"
+  grid: str = "brain"
+  require_seg: bool = True
+
+  def __post_init__(self):
+    if self.normalise not in ("zscore", "paper"):
+      raise ConfigError(did_you_mean("normalisation", self.normalise, ("zscore", "paper")))
+    if self.grid not in ("brain", "paper"):
+      raise ConfigError(did_you_mean("grid", self.grid, ("brain", "paper")))
+    if not 0.1 <= self.spacing <= 20:
+      raise ConfigError(f"spacing = {self.spacing} mm is not between 0.1 and 20")
+
+
+@dataclass(frozen=True)
+class Entry:
+  """One case of the cache, memory-mapped.
+
+  Attributes:
+    path: the entry's folder.
+    images: (4, D, H, W) in MODALITIES order.
+    labels: (D, H, W) uint8 classes, or None.
+    foreground: for classes 1, 2, 3 an (n, 3) int16 array of voxels of that class, drawn at
+      random; n is 0 where the class is absent. Empty if labels is None.
+    meta: the content of meta.json.
+  """
+
+  path: Path
+  images: np.ndarray
+  labels: np.ndarray | None
+  foreground: tuple[np.ndarray, ...]
+  meta: dict
+
+  @property
+  def grid(self) -> grids.Grid:
+    return grids.Grid.from_json(self.meta["grid"])
+
+
+def open_entry(path: str | os.PathLike) -> Entry:
+  """Maps an entry's arrays into memory. UserError if it is not (or no longer) a whole entry."""
+  path = Path(path)
+  try:
+    meta = json.loads((path / "meta.json").read_text())
+    arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in meta["crc32"]}
+  except (OSError, ValueError, KeyError) as e:
+    raise UserError(f"{path} is no usable cache entry ({e}); delete it and prepare again") from e
+  if meta.get("format") != FORMAT:
+    raise UserError(f"{path} has format {meta.get('format')}, not {FORMAT}; prepare again")
+  foreground = ()
+  if "foreground" in arrays:
+    kept = np.minimum(meta["class_voxels"][1:], FOREGROUND_VOXELS)
+    foreground = tuple(c[:n] for c, n in zip(arrays["foreground"], kept, strict=True))
+  return Entry(path, arrays["images"], arrays.get("labels"), foreground, meta)
+
+
+def verify_entry(path: str | os.PathLike) -> None:
+  """Reads an entry's arrays in full and compares their checksums. UserError if one differs."""
+  path = Path(path)
+  for name, crc in open_entry(path).meta["crc32"].items():
+    if zlib.crc32(np.load(path / f"{name}.npy")) != crc:
+      raise UserError(f"{path / name}.npy is damaged; delete {path} and prepare again")
+
+
+def entry_key(case: Case, hashes: Mapping[str, str], settings: CacheSettings) -> str:
+  """The name of a case's entry: a hash of all that its content depends on."""
+  content = {
+    "format": FORMAT,
+    "case": [case.name, case.patient, case.convention],
+    "files": {kind: hashes[kind] for kind in source_files(case)},
+    "settings": _content_settings(settings),
+  }
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _content_settings(settings: CacheSettings) -> dict:
+  """The settings that an entry's content depends on."""
+  return {k: v for k, v in asdict(settings).items() if k != "require_seg"}
+
+
+def file_hash(path: Path) -> str:
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def build_entry(
+  case: Case, cache_dir: Path, settings: CacheSettings, hashes: Mapping[str, str]
+) -> tuple[Path | None, list[CaseError]]:
+  """The entry of one case, made if it is not there yet; or the findings that prevent it."""
+  errors = missing_files(case, settings.require_seg)
+  path = cache_dir / entry_key(case, hashes, settings)
+  if not errors and path.exists():
+    return path, []
+  volumes, found = read_volumes(case)
+  errors += found
+  seg = volumes.pop("seg", None)
+  arrays, voxels = {}, None
+  if seg is not None:
+    try:
+      classes = labels.to_classes(seg.data, case.convention)
+    except ValueError as e:
+      remedy = "Correct the file, or set the label convention that this data set has."
+      errors.append(CaseError(case.name, case.seg, str(e), remedy))
+  if errors:
+    return None, errors
+  arrays["images"], grid = to_arrays(
+    {m: volumes[m] for m in MODALITIES}, settings.grid, settings.normalise, settings.spacing
+  )
+  if seg is not None:
+    arrays["labels"] = np.ascontiguousarray(grids.to_grid_labels(classes, grid))
+    arrays["foreground"] = foreground_voxels(arrays["labels"])
+    voxels = np.bincount(arrays["labels"].ravel(), minlength=4).tolist()
+  reference = volumes[MODALITIES[0]]
+  meta = {
+    "format": FORMAT,
+    "case": case.name,
+    "patient": case.patient,
+    "convention": case.convention,
+    "modalities": MODALITIES,
+    "settings": _content_settings(settings),
+    "grid": grid.to_json(),
+    "spacing_mm": [
+      mm * n / m for mm, n, m in zip(reference.voxel_mm, grid.size, grid.shape, strict=True)
+    ],
+    "native_voxel_mm": reference.voxel_mm,
+    "native_affine": reference.affine.tolist(),
+    "class_voxels": voxels,
+    "sources": {k: {"name": p.name, "sha256": hashes[k]} for k, p in source_files(case).items()},
+    "crc32": {name: zlib.crc32(array) for name, array in arrays.items()},
+  }
+  _write_entry(path, arrays, meta)
+  return path, []
+
+
+def _write_entry(path: Path, arrays: Mapping[str, np.ndarray], meta: dict) -> None:
+  """Writes under a temporary name, then renames: an entry is whole or not there."""
+  temporary = path.with_name(f"tmp-{socket.gethostname()}-{os.getpid()}-{path.name}")
+  try:
+    temporary.mkdir()
+    for name, array in arrays.items():
+      np.save(temporary / f"{name}.npy", array)
+    (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
+    try:
+      os.rename(temporary, path)
+    except OSError:
+      if not path.exists():  # else another process was faster, with the same content
+        raise
+  except OSError as e:
+    raise UserError(f"cannot write the cache in {path.parent}: {e.strerror or e}") from e
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,76 @@
+"""From a case's volumes to the arrays that the networks see, in training and in deployment."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kd_jax.data import grid as grids
+from kd_jax.data import nifti
+
+FOREGROUND_VOXELS = 4096  # a class, at most; a sampler needs no more
+
+
+def normalise(x: np.ndarray, brain: np.ndarray, how: str = "zscore") -> np.ndarray:
+  """One modality, (D, H, W) of any type -> float32.
+
+  "zscore": zero mean and unit deviation over the brain's voxels, 0 outside. "paper": x - min/max -
+  min, as the published code has it; its authors meant (x - min) / (max - min), but the missing
+  brackets leave raw intensities (min is 0 in BraTS), and those it was trained with.
+  """
+  x = x.astype(np.float32)
+  if how == "paper":
+    return x - x.min() / x.max() - x.min()
+  inside = x[brain]
+  mean, std = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
+  return np.where(brain, (x - np.float32(mean)) / np.float32(max(std, 1e-8)), np.float32(0))
+
+
+def to_arrays(
+  images: Mapping[str, nifti.Volume],
+  grid: str = "brain",
+  normalisation: str = "zscore",
+  spacing: float = 1.0,
+) -> tuple[np.ndarray, grids.Grid]:
+  """Images on the networks' grid, as the cache holds them.
+
+  Args:
+    images: modality -> volume, all of one shape; any subset of modalities, channels in this order.
+    grid: "brain" or "paper". normalisation: "zscore" or "paper". spacing: in mm, brain grid only.
+
+  Returns:
+    (C, *grid.shape) float16 (zscore) or float32 (paper), and the grid.
+  """
+  volumes = list(images.values())
+  brain = volumes[0].data != 0
+  for volume in volumes[1:]:
+    brain |= volume.data != 0
+  if grid == "paper":
+    box = grids.paper_grid(brain.shape)
+  else:
+    box = grids.brain_grid(brain, volumes[0].voxel_mm, spacing)
+  dtype = np.float32 if normalisation == "paper" else np.float16
+  arrays = np.empty((len(volumes), *box.shape), dtype)
+  for array, volume in zip(arrays, volumes, strict=True):
+    # Crop before any float arithmetic: a brain's box is a third of its scan.
+    x = normalise(volume.data[box.box], brain[box.box], normalisation)
+    array[:] = grids.to_grid_image(x, box.cropped)
+  return arrays, box
+
+
+def foreground_voxels(classes: np.ndarray) -> np.ndarray:
+  """Coordinates of up to 4096 random voxels of classes 1..3; the same for the same classes.
+
+  Args:
+    classes: (D, H, W) uint8.
+
+  Returns:
+    (3, 4096, 3) int16; rows beyond a class's voxel count are -1.
+  """
+  coordinates = np.full((3, FOREGROUND_VOXELS, 3), -1, np.int16)
+  rng = np.random.default_rng(0)
+  for cls in (1, 2, 3):
+    flat = np.flatnonzero(classes == cls)
+    if len(flat) > FOREGROUND_VOXELS:
+      flat = rng.choice(flat, FOREGROUND_VOXELS, replace=False)
+    coordinates[cls - 1, : len(flat)] = np.stack(np.unravel_index(flat, classes.shape), axis=-1)
+  return coordinates
