@@ -54,7 +54,7 @@ class Confidence:
 def init(teachers: Collection[str], settings: ConfidenceSettings) -> Confidence:
   """Every teacher heard alike."""
   return Confidence(
-    weights={name: jnp.asarray(settings.total / len(teachers)) for name in teachers},
+    weights={name: jnp.asarray(settings.total / len(teachers), float) for name in teachers},
     scores={name: jnp.zeros(()) for name in teachers},
     count=jnp.zeros((), jnp.int32),
   )

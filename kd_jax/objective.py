@@ -38,9 +38,7 @@ class LossSettings:
   kd_reduction: str = "voxel_mean"
   temperature: float = 4.0
   supervised: float = 0.75
-  cooperative: Mapping[str, float] = field(
-    default_factory=lambda: {"level1": 0.08, "level2": 0.05}
-  )
+  cooperative: Mapping[str, float] = field(default_factory=lambda: {"level1": 0.08, "level2": 0.05})
   side: Mapping[str, SideWeights] = field(
     default_factory=lambda: {
       "level1": SideWeights(0.10, 0.7, 0.3),

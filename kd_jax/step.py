@@ -89,6 +89,7 @@ def make_train_step(
     key: of the augmentation; each step folds its number in, so a resumed run repeats itself.
     ema_decay: of the student's average; 0 for none.
   """
+
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     images, labels = batch["image"], batch["label"]
     if augment is not None:

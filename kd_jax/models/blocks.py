@@ -5,11 +5,12 @@ Norms take their statistics in float32 (or better) whatever `dtype` is.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from kd_jax.models import conv
@@ -23,18 +24,38 @@ def leaky_relu(x: jax.Array) -> jax.Array:
   return jax.nn.leaky_relu(x, _SLOPE)
 
 
-def _kernel_init(init: Init) -> Callable[..., jax.Array]:
+def _draw(key: jax.Array, shape: Sequence[int], distribution: str, scale: float) -> jax.Array:
+  """Random numbers, float32, drawn by NumPy on the host: U(-scale, scale) or N(0, scale^2).
+
+  Hundreds of small jax.random programs take XLA a minute to compile on CPU; this takes none, and
+  every backend starts from the same numbers.
+  """
+
+  def draw(key_data) -> np.ndarray:
+    rng = np.random.default_rng(np.asarray(key_data))
+    if distribution == "normal":
+      return (scale * rng.standard_normal(shape)).astype(np.float32)
+    return rng.uniform(-scale, scale, shape).astype(np.float32)
+
+  key_data = jax.random.key_data(key)
+  if isinstance(key_data, jax.core.Tracer):  # under eval_shape or jit
+    return jax.pure_callback(draw, jax.ShapeDtypeStruct(shape, jnp.float32), key_data)
+  return jnp.asarray(draw(key_data))
+
+
+def _kernel(
+  init: Init, shape: Sequence[int], fan_in: int, fan_out: int, rngs: nnx.Rngs
+) -> nnx.Param:
   if init == "xavier":
-    return nnx.initializers.xavier_normal()
+    return nnx.Param(_draw(rngs.params(), shape, "normal", math.sqrt(2 / (fan_in + fan_out))))
   # PyTorch: kaiming-uniform with a = sqrt(5), which is U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-  return nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+  return nnx.Param(_draw(rngs.params(), shape, "uniform", 1 / math.sqrt(fan_in)))
 
 
-def _bias(init: Init, fan_in: int, features: int, rngs: nnx.Rngs) -> nnx.Param:
+def _bias(init: Init, features: int, fan_in: int, rngs: nnx.Rngs) -> nnx.Param:
   if init == "xavier":
     return nnx.Param(jnp.zeros((features,)))
-  bound = 1 / math.sqrt(fan_in)
-  return nnx.Param(jax.random.uniform(rngs.params(), (features,), minval=-bound, maxval=bound))
+  return nnx.Param(_draw(rngs.params(), (features,), "uniform", 1 / math.sqrt(fan_in)))
 
 
 class Conv(nnx.Module):
@@ -43,9 +64,9 @@ class Conv(nnx.Module):
   def __init__(
     self, inputs: int, outputs: int, size: int, stride: int = 1, *, init: Init, dtype: Any, rngs
   ):
-    shape = (size, size, size, inputs, outputs)
-    self.kernel = nnx.Param(_kernel_init(init)(rngs.params(), shape, jnp.float32))
-    self.bias = _bias(init, inputs * size**3, outputs, rngs)
+    shape, taps = (size, size, size, inputs, outputs), size**3
+    self.kernel = _kernel(init, shape, taps * inputs, taps * outputs, rngs)
+    self.bias = _bias(init, outputs, taps * inputs, rngs)
     self.stride, self.dtype = stride, dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,9 +82,9 @@ class Upsample(nnx.Module):
 
   def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
     # PyTorch counts the fan of a transposed convolution over its *outputs*.
-    init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
-    self.kernel = nnx.Param(init(rngs.params(), (2, 2, 2, channels, channels), jnp.float32))
-    self.bias = _bias("torch", channels * 8, channels, rngs)
+    fan = channels * 8
+    self.kernel = _kernel("torch", (2, 2, 2, channels, channels), fan, fan, rngs)
+    self.bias = _bias("torch", channels, fan, rngs)
     self.dtype = dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -164,13 +185,11 @@ class SpatialGate(nnx.Module):
 
 
 class Gate(nnx.Module):
-  """The attention of the decoders and of the fusion: a channel gate, with CBAM a spatial one too."""
+  """The attention of decoders and fusion: a channel gate, with CBAM a spatial one too."""
 
   def __init__(self, attention: str, channels: int, *, init: Init, dtype: Any, rngs: nnx.Rngs):
     self.channel = ChannelGate(channels, init=init, dtype=dtype, rngs=rngs)
-    self.spatial = (
-      SpatialGate(init=init, dtype=dtype, rngs=rngs) if attention == "cbam" else None
-    )
+    self.spatial = SpatialGate(init=init, dtype=dtype, rngs=rngs) if attention == "cbam" else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x = self.channel(x)

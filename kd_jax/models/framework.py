@@ -114,7 +114,7 @@ class Framework:
     return {"cohort": Cohort(self.spec, nnx.Rngs(cohort_key)), "student": student}
 
   def init(self, key: jax.Array) -> Params:
-    """Fresh parameters, float32; jit it with out_shardings to place them as they are made."""
+    """Fresh parameters, float32; the same on every backend."""
     modules = self._modules(key)
     return {group: nnx.to_pure_dict(nnx.state(m, nnx.Param)) for group, m in modules.items()}
 

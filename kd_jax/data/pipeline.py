@@ -1,0 +1,141 @@
+"""Training batches: cached cases -> random patches -> batches, with Grain.
+
+The stream is a pure function of the seed: batch k is the same whatever the number of worker
+processes, and a run that continues at step k starts reading at batch k. No iterator state is
+needed beside the step's number.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from kd_jax.data.entry import Entry, open_entry
+
+HostBatch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+  """How patches are drawn.
+
+  Attributes:
+    patch: voxels along D, H, W.
+    tumour: the share of patches that are centred on a voxel of the tumour, its class drawn evenly
+      from those that the case has; the rest lie anywhere in the brain's box.
+    workers: processes that read; 0 reads in threads of this one.
+  """
+
+  patch: tuple[int, int, int] = (128, 128, 128)
+  tumour: float = 0.67
+  workers: int = 0
+
+
+def training_batches(
+  entries: Sequence[Path],
+  settings: SamplingSettings,
+  *,
+  batch: int,
+  seed: int,
+  first: int = 0,
+  process: tuple[int, int] = (0, 1),
+) -> Iterator[HostBatch]:
+  """Batches without end, each pass over the cases in another order.
+
+  Args:
+    entries: the training cases' cache entries.
+    settings: how patches are drawn.
+    batch: samples a batch on this process.
+    seed: of order and patches.
+    first: the batch to start with.
+    process: (index, count); processes share out the samples.
+
+  Yields:
+    image (batch, 4, *patch) float16 (float32 with the paper's normalisation), label (batch,
+    *patch) uint8.
+  """
+  index, count = process
+  samples = grain.MapDataset.source(Entries(entries)).seed(seed).shuffle().repeat()
+  # Patches before the split into processes, so that each draws its own; batches before the
+  # iterator: batched after it, their content would depend on the workers.
+  batches = samples.random_map(Patch(settings))[index::count].batch(batch)[first:]
+  reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
+  iterator = batches.to_iter_dataset(reading)
+  if settings.workers:
+    options = grain.MultiprocessingOptions(num_workers=settings.workers, per_worker_buffer_size=2)
+    iterator = iterator.mp_prefetch(options)
+  return iter(iterator)
+
+
+class Entries(grain.sources.RandomAccessDataSource):
+  """Cache entries as a Grain source; each is mapped into memory when it is read."""
+
+  def __init__(self, paths: Sequence[Path]):
+    self._paths = [str(path) for path in paths]
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, index: int) -> Entry:
+    return open_entry(self._paths[index])
+
+
+class Patch(grain.transforms.RandomMap):
+  """One random patch of a case."""
+
+  def __init__(self, settings: SamplingSettings):
+    self._settings = settings
+
+  def random_map(self, entry: Entry, rng: np.random.Generator) -> HostBatch:
+    patch = self._settings.patch
+    start = draw_start(entry, patch, self._settings.tumour, rng)
+    return {
+      "image": crop(entry.images, start, patch),
+      "label": crop(entry.labels, start, patch),
+    }
+
+
+def draw_start(
+  entry: Entry, patch: Sequence[int], tumour: float, rng: np.random.Generator
+) -> tuple[int, ...]:
+  """Where a patch begins, in voxels; negative along axes that are shorter than the patch."""
+  shape = entry.images.shape[1:]
+  last = [n - p for n, p in zip(shape, patch, strict=True)]
+  classes = [voxels for voxels in entry.foreground if len(voxels)]
+  if classes and rng.random() < tumour:
+    voxels = classes[rng.integers(len(classes))]
+    centre = voxels[rng.integers(len(voxels))]
+    wanted = [int(c) - p // 2 for c, p in zip(centre, patch, strict=True)]
+  else:
+    wanted = [int(rng.integers(max(end, 0) + 1)) for end in last]
+  return tuple(
+    min(max(w, 0), end) if end >= 0 else end // 2 for w, end in zip(wanted, last, strict=True)
+  )
+
+
+def crop(x: np.ndarray, start: Sequence[int], patch: Sequence[int]) -> np.ndarray:
+  """(..., D, H, W) -> (..., *patch) from start, zeros where the patch leaves the volume."""
+  out = np.zeros((*x.shape[:-3], *patch), x.dtype)
+  source, target = [], []
+  for a, p, n in zip(start, patch, x.shape[-3:], strict=True):
+    lo, hi = max(a, 0), min(a + p, n)
+    source.append(slice(lo, hi))
+    target.append(slice(lo - a, hi - a))
+  out[(..., *target)] = x[(..., *source)]
+  return out
+
+
+def to_devices(
+  batch: HostBatch, shardings: Mapping[str, NamedSharding], global_batch: int
+) -> dict[str, jax.Array]:
+  """This process's samples as its part of the global arrays."""
+  return {
+    name: jax.make_array_from_process_local_data(
+      shardings[name], x, global_shape=(global_batch, *x.shape[1:])
+    )
+    for name, x in batch.items()
+  }
