@@ -12,8 +12,11 @@ class UserError(Exception):
   """Something that the user can put right: a setting, a path, a broken file."""
 
 
-class ConfigError(UserError):
-  """A setting that is unknown, out of range or at odds with another one."""
+class ConfigError(UserError, ValueError):
+  """A setting that is unknown, out of range or at odds with another one.
+
+  A ValueError too: absl prints those that come up in flags as one line.
+  """
 
 
 class CaseError(UserError):

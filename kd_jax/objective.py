@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,8 @@ from kd_jax import losses
 from kd_jax.models.framework import Outputs
 
 
-class SideWeights(NamedTuple):
+@dataclass(frozen=True)
+class SideWeights:
   """Deep supervision of the student at one level: total * (supervised * comb + kd * KD)."""
 
   total: float

@@ -90,7 +90,7 @@ def optimizer(settings: OptimizerSettings, total_steps: int) -> optax.GradientTr
 class Plateau:
   """Where the plateau rule of one group stands: plain numbers, kept with each checkpoint."""
 
-  best: float = float("-inf")
+  best: float | None = None
   waited: int = 0
 
   def after(self, score: float, epoch: int, settings: PlateauSettings) -> tuple["Plateau", bool]:
@@ -101,7 +101,7 @@ class Plateau:
     """
     if epoch < settings.from_epoch:
       return self, False
-    if score > self.best:
+    if self.best is None or score > self.best:
       return Plateau(score, 0), False
     if self.waited + 1 > settings.patience:
       return Plateau(self.best, 0), True

@@ -19,6 +19,8 @@ from kd_jax.models.fusion import Fusion
 from kd_jax.models.resunet import LEVELS, Output, ResUNet
 
 Params = dict[str, Any]
+ATTENTIONS = ("channel", "cbam")
+DTYPES = ("auto", "float32", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class FrameworkSpec:
     fusion_levels: CDSFL levels, 0 to 2; 0 without teachers.
     attention: "channel" or "cbam".
     fusion_activation: an activation before the fusion's last convolution.
-    dtype: "float32", "bfloat16" or "float64": what is computed in; parameters stay float32.
+    dtype: what is computed in, one of DTYPES; "auto" is bfloat16 on GPU and TPU and float32 on CPU.
+      Parameters stay float32.
   """
 
   student: tuple[str, ...]
@@ -42,6 +45,11 @@ class FrameworkSpec:
   attention: str = "channel"
   fusion_activation: bool = False
   dtype: str = "float32"
+
+  @property
+  def compute_dtype(self) -> jnp.dtype:
+    automatic = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(automatic if self.dtype == "auto" else self.dtype)
 
   @property
   def levels(self) -> tuple[str, ...]:
@@ -64,7 +72,7 @@ class Cohort(nnx.Module):
           len(CLASSES),
           attention=spec.attention,
           activation=spec.fusion_activation,
-          dtype=jnp.dtype(spec.dtype),
+          dtype=spec.compute_dtype,
           rngs=rngs,
         )
         for level in spec.levels
@@ -78,7 +86,7 @@ def _network(spec: FrameworkSpec, modalities: Sequence[str], rngs: nnx.Rngs, **o
     len(CLASSES),
     spec.filters,
     attention=spec.attention,
-    dtype=jnp.dtype(spec.dtype),
+    dtype=spec.compute_dtype,
     rngs=rngs,
     **options,
   )
@@ -99,10 +107,6 @@ class Framework:
     self.spec = spec
     abstract = nnx.eval_shape(lambda: self._modules(jax.random.key(0)))
     self._graphs = {group: nnx.split(module, nnx.Param)[0] for group, module in abstract.items()}
-    self._teachers = {
-      name: nnx.split(network, nnx.Param)[0]
-      for name, network in abstract["cohort"].teachers.items()
-    }
 
   def _modules(self, key: jax.Array) -> dict[str, nnx.Module]:
     cohort_key, student_key = jax.random.split(key)
@@ -140,9 +144,29 @@ class Framework:
     """The student alone; params: its group only; images: (B, M, D, H, W)."""
     return nnx.merge(self._graphs["student"], params)(select(images, self.spec.student))
 
-  def teacher(self, name: str, params: Params, images: jax.Array) -> Output:
-    """One teacher alone; params: its own only; images: (B, M, D, H, W)."""
-    return nnx.merge(self._teachers[name], params)(select(images, self.spec.teachers[name]))
+  def network(self, params: Params, x: jax.Array) -> jax.Array:
+    """Any one of the networks, for prediction.
+
+    Student and teachers differ in their side heads alone, which prediction has no use for: all
+    networks with as many modalities share one compiled program.
+
+    Args:
+      params: one network's own.
+      x: (B, D, H, W, its modalities).
+
+    Returns:
+      (B, D, H, W, classes) logits.
+    """
+    abstract = nnx.eval_shape(lambda: _network(self.spec, x.shape[-1] * ("",), nnx.Rngs(0)))
+    graph = nnx.split(abstract, nnx.Param)[0]
+    return nnx.merge(graph, {k: v for k, v in params.items() if k != "side_heads"})(x).logits
+
+  def networks(self, params: Params) -> dict[str, tuple[Params, tuple[str, ...]]]:
+    """name -> (its parameters, its modalities), the student first."""
+    networks = {"student": (params["student"], self.spec.student)}
+    for name, modalities in self.spec.teachers.items():
+      networks[name] = (params["cohort"]["teachers"][name], modalities)
+    return networks
 
 
 def select(images: jax.Array, modalities: Sequence[str]) -> jax.Array:

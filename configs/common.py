@@ -1,0 +1,199 @@
+"""The default run, and the variants that every configuration takes after a colon.
+
+  python main.py --config=configs/brats21.py:t1,two_level --config.data.root=/data/BraTS2021
+
+What each setting means: kd_jax/config.py and the classes that it names.
+"""
+
+from ml_collections import ConfigDict
+
+from kd_jax.errors import ConfigError, did_you_mean
+
+
+def base(name: str, root: str) -> ConfigDict:
+  """T1ce student; FLAIR, T2 and T1 teachers; one CDSFL level; 1 mm patches of 128^3."""
+  return ConfigDict(
+    {
+      "name": name,
+      "seed": 0,
+      "data": {
+        "root": root,
+        "labels": "auto",
+        "cache": "runs/cache",
+        "spacing": 1.0,  # mm
+        "normalise": "zscore",
+        "grid": "brain",
+        "patch": (128, 128, 128),
+        "tumour": 0.67,
+        "workers": 4,
+        "batch": 2,
+        "folds": 5,
+        "folds_seed": 20,
+        "folds_file": "",
+        "fold": 0,
+        "skip_bad_cases": False,
+        "prepare_workers": 0,
+        "demo_cases": 0,
+        "demo_seed": 0,
+      },
+      "model": {
+        "student": ("t1ce",),
+        "teachers": {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)},
+        "filters": (32, 64, 128, 256),
+        "fusion_levels": 1,
+        "attention": "channel",
+        "fusion_activation": False,
+        "dtype": "auto",
+      },
+      "loss": {
+        "dice_reduction": "volume",
+        "kd_reduction": "voxel_mean",
+        "temperature": 4.0,
+        "supervised": 0.75,
+        "cooperative": {"level1": 0.08, "level2": 0.05},
+        "side": {
+          "level1": {"total": 0.10, "supervised": 0.7, "kd": 0.3},
+          "level2": {"total": 0.03, "supervised": 0.6, "kd": 0.4},
+        },
+        "kd_from_epoch": 1,
+      },
+      "confidence": {
+        "total": 0.5,
+        "score": "soft_dice",
+        "regions": ("WT",),
+        "update": "ema",
+        "ema_decay": 0.99,
+      },
+      "optim": {"cohort": _adam(), "student": _adam(), "ema_decay": 0.999},
+      "augment": {
+        "flip": 0.5,
+        "intensity": 0.3,
+        "gamma": 0.4,
+        "contrast": 0.25,
+        "brightness": 0.25,
+        "noise": 0.15,
+      },
+      "train": {
+        "epochs": 300,
+        "steps_per_epoch": 250,
+        "space": 1,
+        "log_every": 10,
+        "save_every": 250,
+        "keep": 2,
+        "validate_every": 10,
+        "validate_cases": 40,
+        "pictures": 3,
+      },
+      "predict": {"mode": "sliding", "overlap": 0.5},
+    }
+  )
+
+
+def _adam() -> dict:
+  return {
+    "learning_rate": 5e-4,
+    "schedule": "warmup_cosine",  # or constant, poly, plateau
+    "warmup": 0.02,
+    "final": 0.0,
+    "power": 0.9,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "epsilon": 1e-8,
+    "weight_decay": 1e-5,
+    "clip_norm": 12.0,
+    "plateau": {"factor": 0.1, "patience": 5, "from_epoch": 0},
+  }
+
+
+def with_variants(config: ConfigDict, arg: str) -> ConfigDict:
+  """Applies comma-separated variants. ConfigError (a ValueError) for an unknown one."""
+  names = [name for name in arg.split(",") if name]
+  for name in names:
+    if name not in VARIANTS:
+      raise ConfigError(did_you_mean("variant", name, tuple(VARIANTS)))
+  teachers = [name for name in names if name == "student_only" or name.startswith("from_")]
+  if len(teachers) > 1:
+    raise ConfigError(f"variants {' and '.join(teachers)} each choose the teachers; give one")
+  for name in sorted(names, key=list(VARIANTS).index):  # so that their order does not matter
+    VARIANTS[name](config)
+  config.name = "-".join([config.name, *names])
+  return config
+
+
+def _paper(config: ConfigDict) -> None:
+  """The published code, to the letter of METHOD §3; its Dice is not comparable."""
+  config.data.normalise = "paper"
+  config.data.grid = "paper"
+  config.data.patch = (128, 128, 128)
+  config.data.tumour = 0.0
+  config.data.batch = 1
+  config.model.dtype = "float32"
+  config.loss.dice_reduction = "slice"
+  config.loss.kd_reduction = "voxel_sum"
+  config.loss.temperature = 20.0
+  config.confidence.total = 0.15
+  config.confidence.score = "slice_dice"
+  config.confidence.update = "epoch"
+  for group in ("cohort", "student"):
+    adam = config.optim[group]
+    adam.schedule = "constant"
+    adam.weight_decay = 0.0
+    adam.clip_norm = 0.0
+  config.optim.cohort.learning_rate = 1e-4
+  config.optim.student.learning_rate = 4e-6  # of a OneCycle schedule that is never stepped
+  config.optim.student.beta1 = 0.95
+  config.optim.student.schedule = "plateau"
+  config.optim.student.plateau = {"factor": 0.1, "patience": 5, "from_epoch": 4}
+  config.optim.ema_decay = 0.0
+  config.augment.flip = 0.0
+  config.augment.intensity = 0.0
+  config.train.epochs = 25
+  config.train.steps_per_epoch = 0
+  config.train.validate_every = 1
+  config.train.validate_cases = 0
+  config.predict.mode = "whole"
+
+
+def _t1(config: ConfigDict) -> None:
+  """The paper's second set-up: a T1 student with T1ce among its teachers."""
+  config.model.student = ("t1",)
+  config.model.teachers = ConfigDict({"flair": ("flair",), "t2": ("t2",), "t1ce": ("t1ce",)})
+  config.confidence.regions = ("WT", "TC")
+
+
+def _two_level(config: ConfigDict) -> None:
+  """CDSFL at half and quarter resolution."""
+  config.model.fusion_levels = 2
+
+
+def _cbam(config: ConfigDict) -> None:
+  """Spatial gates after the channel gates."""
+  config.model.attention = "cbam"
+
+
+def _student_only(config: ConfigDict) -> None:
+  """The baseline without distillation."""
+  config.model.teachers = ConfigDict({})
+
+
+def _from(name: str, *modalities: str):
+  def variant(config: ConfigDict) -> None:
+    config.model.teachers = ConfigDict({name: modalities})
+
+  variant.__doc__ = f"The baseline with a single teacher, {name}."
+  return variant
+
+
+# In the order in which they apply.
+VARIANTS = {
+  "paper": _paper,
+  "t1": _t1,
+  "two_level": _two_level,
+  "cbam": _cbam,
+  "student_only": _student_only,
+  "from_flair": _from("flair", "flair"),
+  "from_t2": _from("t2", "t2"),
+  "from_t1": _from("t1", "t1"),
+  "from_t1ce": _from("t1ce", "t1ce"),
+  "from_all": _from("all", "flair", "t1", "t1ce", "t2"),
+}

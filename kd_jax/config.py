@@ -1,0 +1,285 @@
+"""The typed, validated view of a configuration: unknown or impossible settings fail here.
+
+configs/*.py make ml_collections dicts, for their flags; `parse` turns one into the dataclasses that
+the rest of the project is written against. Each section is defined where it is used.
+"""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_jax.confidence import UPDATES, ConfidenceSettings
+from kd_jax.data.augment import AugmentSettings
+from kd_jax.data.cases import MODALITIES
+from kd_jax.data.dataset import DataSettings
+from kd_jax.data.labels import CONVENTIONS, REGIONS
+from kd_jax.errors import ConfigError, UserError, did_you_mean
+from kd_jax.inference import MODES, PredictSettings
+from kd_jax.losses import DICE_REDUCTIONS, KD_REDUCTIONS
+from kd_jax.metrics.device import SCORE_KINDS
+from kd_jax.models.framework import ATTENTIONS, DTYPES, FrameworkSpec
+from kd_jax.models.resunet import DOWNSAMPLING, LEVELS
+from kd_jax.objective import LossSettings
+from kd_jax.optim import GROUPS, SCHEDULES, OptimizerSettings
+from kd_jax.storage import write_text
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+  """Both groups' optimisers, and the decay of the student's average (0 for none)."""
+
+  cohort: OptimizerSettings
+  student: OptimizerSettings
+  ema_decay: float
+
+  @property
+  def groups(self) -> dict[str, OptimizerSettings]:
+    return {group: getattr(self, group) for group in GROUPS}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+  """How long, and on how many devices.
+
+  Attributes:
+    epochs: in all.
+    steps_per_epoch: 0 for one pass over the training cases.
+    space: devices that share one volume; the rest of them share the batch.
+    log_every: steps between two lines of the log.
+    save_every: steps between two checkpoints, beside the one after each validation.
+    keep: latest checkpoints kept, beside the best.
+    validate_every: epochs between two validations.
+    validate_cases: validation cases scored in training, evenly spread; 0 for all.
+    pictures: validation cases drawn.
+  """
+
+  epochs: int
+  steps_per_epoch: int
+  space: int
+  log_every: int
+  save_every: int
+  keep: int
+  validate_every: int
+  validate_cases: int
+  pictures: int
+
+
+@dataclass(frozen=True)
+class Config:
+  """One run."""
+
+  name: str
+  seed: int
+  data: DataSettings
+  model: FrameworkSpec
+  loss: LossSettings
+  confidence: ConfidenceSettings
+  optim: OptimSettings
+  augment: AugmentSettings
+  train: TrainSettings
+  predict: PredictSettings
+
+
+# Settings that a run may change when it continues: they change where things lie, how often the
+# program looks, how fast it goes or how long; not what a step computes.
+MAY_CHANGE = (
+  "name",
+  "data.root",
+  "data.cache",
+  "data.workers",
+  "data.prepare_workers",
+  "data.folds_file",
+  "data.demo_cases",
+  "train.epochs",
+  "train.space",
+  "train.log_every",
+  "train.save_every",
+  "train.keep",
+  "train.pictures",
+)
+
+
+def parse(config: Mapping[str, Any]) -> Config:
+  """The typed view of a configuration. ConfigError if a setting is unknown, missing or wrong."""
+  typed = _build(Config, config, "config")
+  _check(typed)
+  return typed
+
+
+def to_dict(config: Any) -> dict:
+  """A ConfigDict, with tuples as lists: what is written to JSON and read back."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def write(path: Path, config: Mapping[str, Any]) -> None:
+  write_text(path, json.dumps(config, indent=1) + "\n")
+
+
+def read(path: Path) -> dict:
+  """The settings of a work directory. UserError if there are none."""
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError as e:
+    raise UserError(f"{path.parent} is no work directory: it has no {path.name}") from e
+  except (OSError, ValueError) as e:
+    raise UserError(f"cannot read {path}: {e}") from e
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+  """Settings that differ, by dotted name -> (old, new)."""
+  flat_old, flat_new = _flatten(old), _flatten(new)
+  return {
+    name: (flat_old.get(name), flat_new.get(name))
+    for name in sorted(flat_old.keys() | flat_new.keys())
+    if flat_old.get(name) != flat_new.get(name)
+  }
+
+
+def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path) -> list[str]:
+  """What a continued run has changed, as lines; ConfigError if it changed what may not change."""
+  lines, forbidden = [], []
+  for name, (was, now) in differences(old, new).items():
+    line = f"{name}: was {was!r}, now {now!r}"
+    (lines if name in MAY_CHANGE else forbidden).append(line)
+  if forbidden:
+    raise ConfigError(
+      f"{workdir} holds a run with other settings, which cannot change half-way:\n  "
+      + "\n  ".join(forbidden)
+      + "\nGive the settings that the run began with, or another --workdir."
+    )
+  return lines
+
+
+# --- From dicts to dataclasses ----------------------------------------------------------------
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flatten(value, f"{prefix}{key}.") or {f"{prefix}{key}": {}}
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _build(kind: Any, value: Any, name: str) -> Any:
+  """value as kind: a dataclass, a tuple, a mapping or a plain type; errors carry the name."""
+  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if dataclasses.is_dataclass(kind):
+    return _build_dataclass(kind, value, name)
+  if origin is tuple:
+    many = arguments[-1] is Ellipsis
+    if isinstance(value, str) or not isinstance(value, Sequence):
+      raise ConfigError(f"{name} = {value!r}: expected a list")
+    if not many and len(value) != len(arguments):
+      raise ConfigError(f"{name} = {tuple(value)}: expected {len(arguments)} values")
+    kinds = [arguments[0]] * len(value) if many else arguments
+    return tuple(_build(k, v, name) for k, v in zip(kinds, value, strict=True))
+  if origin is not None and issubclass(origin, Mapping):
+    if not isinstance(value, Mapping) and not hasattr(value, "items"):
+      raise ConfigError(f"{name} = {value!r}: expected names with values")
+    return {key: _build(arguments[1], v, f"{name}.{key}") for key, v in value.items()}
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise ConfigError(f"{name} = {value!r}: expected a value of type {kind.__name__}")
+  return value
+
+
+def _build_dataclass(kind: type, value: Any, name: str) -> Any:
+  if not isinstance(value, Mapping) and not hasattr(value, "items"):
+    raise ConfigError(f"{name} = {value!r}: expected a group of settings")
+  hints = typing.get_type_hints(kind)
+  known = [field.name for field in dataclasses.fields(kind)]
+  given = dict(value.items())
+  if unknown := [key for key in given if key not in known]:
+    raise ConfigError(did_you_mean("setting", f"{name}.{unknown[0]}", known))
+  if missing := [key for key in known if key not in given]:
+    raise ConfigError(f"{name}.{missing[0]} is missing")
+  return kind(**{key: _build(hints[key], given[key], f"{name}.{key}") for key in known})
+
+
+# --- What is possible -------------------------------------------------------------------------
+
+
+def _check(config: Config) -> None:
+  data, model, train = config.data, config.model, config.train
+  _one_of("data.labels", data.labels, ("auto", *CONVENTIONS))
+  _one_of("model.dtype", model.dtype, DTYPES)
+  _one_of("model.attention", model.attention, ATTENTIONS)
+  _one_of("loss.dice_reduction", config.loss.dice_reduction, DICE_REDUCTIONS)
+  _one_of("loss.kd_reduction", config.loss.kd_reduction, KD_REDUCTIONS)
+  _one_of("confidence.score", config.confidence.score, SCORE_KINDS)
+  _one_of("confidence.update", config.confidence.update, UPDATES)
+  _one_of("predict.mode", config.predict.mode, MODES)
+  _ = data.cache_settings  # checks itself
+
+  for region in config.confidence.regions or ("",):
+    _one_of("confidence.regions", region, tuple(REGIONS))
+  for name, modalities in {"student": model.student, **model.teachers}.items():
+    for modality in modalities or ("",):
+      _one_of(f"the modalities of {name}", modality, MODALITIES)
+  for level in model.levels:
+    _one_of("loss.side and loss.cooperative, for levels", level, tuple(config.loss.side))
+    _one_of("loss.side and loss.cooperative, for levels", level, tuple(config.loss.cooperative))
+  if "student" in model.teachers or any("/" in name for name in model.teachers):
+    raise ConfigError("model.teachers: a teacher cannot be named student, nor have a / in its name")
+
+  for axis in data.patch:
+    _within("data.patch", axis, DOWNSAMPLING, 1024)
+    if axis % DOWNSAMPLING:
+      raise ConfigError(
+        f"data.patch = {data.patch}: each side must be a multiple of {DOWNSAMPLING}"
+      )
+  for channels in model.filters:
+    _within("model.filters", channels, 4, 4096)
+    if channels % 4:
+      raise ConfigError(f"model.filters = {model.filters}: group norm needs multiples of 4")
+  _within("model.fusion_levels", model.fusion_levels, 0, len(LEVELS))
+  _within("seed", config.seed, 0, 2**31 - 1)
+  _within("data.tumour", data.tumour, 0, 1)
+  _within("data.batch", data.batch, 1, 1 << 20)
+  _within("data.workers", data.workers, 0, 1024)
+  _within("data.prepare_workers", data.prepare_workers, 0, 1024)
+  _within("data.folds", data.folds, 2, 1000)
+  _within("data.fold", data.fold, 0, 999)
+  _within("data.demo_cases", data.demo_cases, 0, 100_000)
+  _within("loss.temperature", config.loss.temperature, 1e-3, 1e6)
+  _within("loss.kd_from_epoch", config.loss.kd_from_epoch, 0, 1 << 30)
+  _within("confidence.total", config.confidence.total, 0, 1e6)
+  _within("confidence.ema_decay", config.confidence.ema_decay, 0, 0.999999)
+  _within("predict.overlap", config.predict.overlap, 0, 0.9)
+  for name in ("epochs", "space", "log_every", "save_every", "keep", "validate_every"):
+    _within(f"train.{name}", getattr(train, name), 1, 1 << 30)
+  for name in ("steps_per_epoch", "validate_cases", "pictures"):
+    _within(f"train.{name}", getattr(train, name), 0, 1 << 30)
+  for name in ("flip", "intensity"):
+    _within(f"augment.{name}", getattr(config.augment, name), 0, 1)
+  for name in ("gamma", "contrast", "brightness", "noise"):
+    _within(f"augment.{name}", getattr(config.augment, name), 0, 10)
+  _within("optim.ema_decay", config.optim.ema_decay, 0, 0.999999)
+  for group, settings in config.optim.groups.items():
+    prefix = f"optim.{group}"
+    _one_of(f"{prefix}.schedule", settings.schedule, SCHEDULES)
+    _within(f"{prefix}.learning_rate", settings.learning_rate, 0, 1e3)
+    for name in ("warmup", "final", "beta1", "beta2"):
+      _within(f"{prefix}.{name}", getattr(settings, name), 0, 1)
+    for name in ("epsilon", "weight_decay", "clip_norm", "power"):
+      _within(f"{prefix}.{name}", getattr(settings, name), 0, 1e6)
+    _within(f"{prefix}.plateau.factor", settings.plateau.factor, 0, 1)
+    _within(f"{prefix}.plateau.patience", settings.plateau.patience, 0, 1 << 30)
+
+
+def _one_of(name: str, value: object, known: Sequence[str]) -> None:
+  if value not in known:
+    raise ConfigError(f"{name}: {did_you_mean('value', value, known)}")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+  if not low <= value <= high:  # NaN fails too
+    raise ConfigError(f"{name} = {value} is not between {low} and {high}")

@@ -1,0 +1,147 @@
+"""From settings to cases that are ready to train on: found, prepared, split into folds."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kd_jax.data import cache, demo, folds
+from kd_jax.data.cases import Case, find_cases
+from kd_jax.data.entry import CacheSettings
+from kd_jax.data.pipeline import SamplingSettings
+from kd_jax.errors import CaseError, UserError
+
+FOLDS_FILE = "folds.json"
+# label -> (done, total, name of the latest) -> None: what shows progress, e.g. RunLog.progress.
+Progress = Callable[[str], Callable[..., None]]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+  """Which cases, and how they become training samples.
+
+  Attributes:
+    root: folder of cases, in any BraTS year's layout.
+    labels: what the numbers in seg files mean: "auto", or a key of labels.CONVENTIONS.
+    cache: folder of prepared cases; several runs and data sets can share one.
+    spacing, normalise, grid: see CacheSettings.
+    patch, tumour, workers: see SamplingSettings.
+    batch: samples a step, over all devices.
+    folds, folds_seed: cross-validation by patient.
+    folds_file: JSON with folds to use instead; "" for none.
+    fold: the one to validate on.
+    skip_bad_cases: go on without cases that cannot be used.
+    prepare_workers: processes; 0 for one a core.
+    demo_cases: write so many demonstration cases to root first; 0 for none.
+    demo_seed: of those.
+  """
+
+  root: str
+  labels: str
+  cache: str
+  spacing: float
+  normalise: str
+  grid: str
+  patch: tuple[int, int, int]
+  tumour: float
+  workers: int
+  batch: int
+  folds: int
+  folds_seed: int
+  folds_file: str
+  fold: int
+  skip_bad_cases: bool
+  prepare_workers: int
+  demo_cases: int
+  demo_seed: int
+
+  @property
+  def cache_settings(self) -> CacheSettings:
+    return CacheSettings(self.spacing, self.normalise, self.grid)
+
+  @property
+  def sampling(self) -> SamplingSettings:
+    return SamplingSettings(self.patch, self.tumour, self.workers)
+
+
+@dataclass(frozen=True)
+class Dataset:
+  """The cases of one fold.
+
+  Attributes:
+    cases: all that can be used, by name.
+    entries: their cache entries, by name.
+    train, val: names.
+    bad: what is wrong with the cases that were left out.
+  """
+
+  cases: dict[str, Case]
+  entries: dict[str, Path]
+  train: list[str]
+  val: list[str]
+  bad: list[CaseError]
+
+
+def prepare(
+  settings: DataSettings, progress: Progress
+) -> tuple[list[Case], dict[str, Path], list[CaseError]]:
+  """Every case under the root, the cache entries of the good ones, what is wrong with the rest."""
+  if settings.demo_cases:
+    workers = settings.prepare_workers or None
+    report = progress("writing demonstration cases")
+    demo.write_dataset(settings.root, settings.demo_cases, settings.demo_seed, workers, report)
+  cases = find_cases(settings.root, settings.labels)
+  entries, bad = cache.prepare(
+    cases,
+    settings.cache,
+    settings.cache_settings,
+    settings.prepare_workers or None,
+    progress("preparing cases"),
+  )
+  return cases, entries, bad
+
+
+def report(settings: DataSettings, progress: Progress, tell: Callable[[str], None]) -> None:
+  """--mode=prepare: fills the cache and tells what came of it. UserError if cases are bad."""
+  cases, entries, bad = prepare(settings, progress)
+  tell(f"{len(entries)} of {len(cases)} cases are ready in {settings.cache}")
+  if bad and not settings.skip_bad_cases:
+    raise bad_cases_error(bad)
+  if bad:
+    tell(f"left out, as you asked:\n{cache.error_table(bad)}")
+
+
+def open_dataset(settings: DataSettings, workdir: Path, progress: Progress) -> Dataset:
+  """The cases of the settings' fold; prepares what is missing, keeps the folds in the workdir.
+
+  Raises:
+    UserError: cases that cannot be used (unless they may be skipped), or none left.
+  """
+  cases, entries, bad = prepare(settings, progress)
+  if bad and not settings.skip_bad_cases:
+    raise bad_cases_error(bad)
+  given = settings.folds_file or None
+  kept = folds.read_or_make(workdir / FOLDS_FILE, cases, settings.folds, settings.folds_seed, given)
+  train, val = (
+    [name for name in names if name in entries] for names in folds.split(kept, settings.fold)
+  )
+  for side, names in (("training", train), ("validation", val)):
+    if not names:
+      raise UserError(f"no usable case is left for {side} in fold {settings.fold}")
+  by_name = {case.name: case for case in cases if case.name in entries}
+  return Dataset(by_name, entries, train, val, bad)
+
+
+def bad_cases_error(bad: list[CaseError]) -> UserError:
+  names = len({error.case for error in bad})
+  return UserError(
+    f"{names} case{'s' * (names > 1)} cannot be used:\n\n{cache.error_table(bad)}\n\n"
+    "Mend them, or go on without them: --config.data.skip_bad_cases=True"
+  )
+
+
+def spread(names: list[str], count: int) -> list[str]:
+  """count of the names, evenly spread over the list; all of them for 0."""
+  if not count or count >= len(names):
+    return list(names)
+  return [names[math.floor((i + 0.5) * len(names) / count)] for i in range(count)]

@@ -1,0 +1,153 @@
+"""What a run tells people: the terminal, a text file, TensorBoard, and the same numbers as JSON."""
+
+import contextlib
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import rich.console
+import rich.progress
+from tensorboardX import SummaryWriter
+
+from kd_jax.storage import write_text
+
+_PLAIN_EVERY_SECONDS = 10  # between lines of progress where there is no terminal
+
+
+class Terminal:
+  """Lines, and one live progress line below them; plain lines where the output is no terminal."""
+
+  def __init__(self):
+    self.console = rich.console.Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    self._live: rich.progress.Progress | None = None
+
+  def line(self, text: str) -> None:
+    self.console.print(text, markup=False)
+
+  @contextlib.contextmanager
+  def live(self, label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """A progress line with time left; gives a function (done, what to show beside it)."""
+    columns = (
+      rich.progress.TextColumn("{task.description}"),
+      rich.progress.BarColumn(),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TextColumn("{task.fields[note]}"),
+      rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(
+      *columns, console=self.console, transient=True, speed_estimate_period=120
+    ) as self._live:
+      task = self._live.add_task(label, total=total, completed=done, note="")
+      yield lambda done, note: self._live.update(task, completed=done, note=note)
+
+  def progress(self, label: str) -> Callable[..., None]:
+    """A function (done, total, name of the latest) for work that reports as it goes."""
+    state: dict = {}
+
+    def report(done: int, total: int, name: str = "") -> None:
+      now = time.monotonic()
+      if not state:
+        state.update(start=now, first=done - 1, said=now, stack=contextlib.ExitStack())
+        if self.console.is_terminal:
+          state["update"] = state["stack"].enter_context(self.live(label, total, done))
+      if self.console.is_terminal:
+        state["update"](done, name)
+      elif done == total or now - state["said"] > _PLAIN_EVERY_SECONDS:
+        state["said"] = now
+        rate = (done - state["first"]) / max(now - state["start"], 1e-3)
+        left = (total - done) / rate if rate else math.inf
+        self.line(f"{label}: {done}/{total} {name}{f', {duration(left)} left' if left else ''}")
+      if done == total:
+        state["stack"].close()
+
+    return report
+
+
+class RunLog:
+  """The records of one work directory.
+
+  On a resumed run, what earlier processes recorded beyond `step` is removed: those steps are done
+  again.
+  """
+
+  def __init__(self, workdir: Path, terminal: Terminal, step: int):
+    self._terminal = terminal
+    self._jsonl = workdir / "metrics.jsonl"
+    _truncate(self._jsonl, step)
+    self._numbers = self._jsonl.open("a")
+    self._text = (workdir / "train.log").open("a")
+    purge = step + 1 if step else None
+    self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+
+  def line(self, text: str, terminal: bool = True) -> None:
+    """A line for people, on the terminal and in train.log."""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+    print("\n".join(f"{stamp} {part}" for part in text.splitlines()), file=self._text, flush=True)
+    if terminal:
+      self._terminal.line(text)
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Numbers at a step, to TensorBoard and metrics.jsonl."""
+    for name, value in values.items():
+      self._board.add_scalar(name, value, step)
+    print(json.dumps({"step": step, **values}), file=self._numbers, flush=True)
+
+  def text(self, name: str, text: str) -> None:
+    """Preformatted text, to TensorBoard."""
+    self._board.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()))
+
+  def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+    """(height, width, 3) uint8, to TensorBoard."""
+    self._board.add_image(name, pixels, step, dataformats="HWC")
+
+  def close(self) -> None:
+    self._board.close()
+    self._numbers.close()
+    self._text.close()
+
+
+def _truncate(path: Path, step: int) -> None:
+  """Drops lines beyond step, and a last line that a killed process left unfinished."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines(keepends=True):
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(line)
+    except ValueError:
+      continue
+  write_text(path, "".join(kept))
+
+
+def duration(seconds: float) -> str:
+  """3725 -> "1:02:05"."""
+  if not math.isfinite(seconds):
+    return "?"
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def table(head: list[str], rows: list[list[object]]) -> str:
+  """Columns that align: the first to the left, the others to the right; floats to four places."""
+  cells = [head] + [[f"{c:.4f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+  widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+  lines = [
+    "  ".join(
+      [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+    )
+    for row in cells
+  ]
+  return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def quiet_libraries() -> None:
+  """Their notes of every save and restore would bury ours; warnings of theirs stay."""
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  logging.getLogger("orbax").setLevel(logging.ERROR)

@@ -1,0 +1,350 @@
+"""Training, from a configuration to a work directory with checkpoints, logs and pictures."""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from clu import parameter_overview
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kd_jax import config as config_lib
+from kd_jax import inference, optim
+from kd_jax import step as step_lib
+from kd_jax.checkpoint import Checkpoints
+from kd_jax.config import Config
+from kd_jax.data import augment, pipeline
+from kd_jax.data.cache import error_table
+from kd_jax.data.dataset import Dataset, open_dataset, spread
+from kd_jax.data.entry import open_entry
+from kd_jax.data.labels import REGIONS
+from kd_jax.errors import ConfigError, UserError
+from kd_jax.interrupts import Interrupts
+from kd_jax.models.framework import Framework
+from kd_jax.monitor import Window, memory
+from kd_jax.optim import Plateau
+from kd_jax.runlog import RunLog, Terminal, duration, table
+from kd_jax.step import TrainState
+from kd_jax.validate import Validation, validate
+
+CONFIG_FILE = "config.json"
+
+
+class NonFiniteError(UserError):
+  """A loss or gradient that is no number any more."""
+
+
+def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
+  """Trains, or goes on where the work directory's last checkpoint stands.
+
+  Args:
+    raw: the resolved configuration, as config.to_dict has it.
+    workdir: made if need be.
+    terminal: where to tell.
+
+  Raises:
+    UserError: a setting, a file or a loss that a person has to look at.
+  """
+  config = config_lib.parse(raw)
+
+  # --- Work directory and data ---
+  changed = _claim_workdir(workdir, raw)
+  with _first_process_first():
+    dataset = open_dataset(config.data, workdir, terminal.progress)
+  steps_per_epoch = config.train.steps_per_epoch or max(1, len(dataset.train) // config.data.batch)
+  total_steps = config.train.epochs * steps_per_epoch
+
+  # --- Devices, networks, the one compiled step ---
+  mesh = make_mesh(config.train.space)
+  _check_mesh(config, mesh)
+  framework = Framework(config.model)
+  optimizers = {
+    group: optim.optimizer(settings, total_steps) for group, settings in config.optim.groups.items()
+  }
+  key = jax.random.key(config.seed)
+  init_key, augment_key = jax.random.split(key)
+  train_step = step_lib.compile_step(
+    step_lib.make_train_step(
+      framework,
+      optimizers,
+      config.loss,
+      config.confidence,
+      steps_per_epoch=steps_per_epoch,
+      augment=_augmentation(config),
+      key=augment_key,
+      ema_decay=config.optim.ema_decay,
+    ),
+    mesh,
+  )
+
+  # --- State: fresh, or the last checkpoint's ---
+  replicated = NamedSharding(mesh, P())
+  new_state = functools.partial(
+    step_lib.init_state,
+    framework,
+    optimizers,
+    config.confidence,
+    init_key,
+    ema=config.optim.ema_decay > 0,
+  )
+  checkpoints = Checkpoints(workdir, config.train.keep)
+  if steps := checkpoints.steps():
+    state, notes = checkpoints.restore(steps[-1], jax.eval_shape(new_state), replicated)
+  else:
+    state, notes = jax.device_put(new_state(), replicated), {}
+  first = int(state.step)
+  plateaus = {
+    group: Plateau(**notes.get("plateau", {}).get(group, {})) for group in config.optim.groups
+  }
+  best = notes.get("best", {})
+
+  # --- Logs ---
+  log = RunLog(_log_folder(workdir), terminal, first)
+  rates = optim.learning_rates(config.optim.groups, total_steps)
+  _introduce(log, config, workdir, dataset, mesh, state, first, total_steps, changed)
+
+  # --- Validation ---
+  watched = {
+    name: dataset.entries[name] for name in spread(dataset.val, config.train.validate_cases)
+  }
+  shapes = [open_entry(path).images.shape[1:] for path in watched.values()]
+  plan = inference.plan(shapes, config.data.patch, config.predict)
+  predict = inference.make_predictor(framework.network, plan)
+
+  def run_validation(state: TrainState) -> Validation:
+    networks = framework.networks(state.params)
+    if state.ema is not None:
+      networks["student"] = (state.ema, config.model.student)
+    progress = terminal.progress("validating")
+    return validate(predict, networks, watched, config.train.pictures, progress)
+
+  # --- The loop ---
+  def save(step: int, score: float | None = None) -> None:
+    standing = {group: dataclasses.asdict(plateau) for group, plateau in plateaus.items()}
+    notes = {"plateau": standing, "best": best, "next_batch": step}
+    checkpoints.save(step, state, notes, score)
+
+  batches = pipeline.training_batches(
+    [dataset.entries[name] for name in dataset.train],
+    config.data.sampling,
+    batch=config.data.batch // jax.process_count(),
+    seed=config.seed,
+    first=first,
+    process=(jax.process_index(), jax.process_count()),
+  )
+  shardings = step_lib.batch_sharding(mesh)
+  window = Window()
+  with (
+    contextlib.closing(log),
+    contextlib.closing(checkpoints),
+    contextlib.closing(batches),
+    Interrupts() as interrupts,
+    terminal.live("training", total_steps, first) as show,
+  ):
+    for step in range(first + 1, total_steps + 1):
+      batch = pipeline.to_devices(next(batches), shardings, config.data.batch)
+      state, metrics = train_step(state, batch)
+      window.add(step, metrics)
+
+      epoch = (step - 1) // steps_per_epoch  # of this step, from 0
+      epoch_ends = step % steps_per_epoch == 0
+      log_now = step % config.train.log_every == 0
+      validate_now = step == total_steps or (
+        epoch_ends and (epoch + 1) % config.train.validate_every == 0
+      )
+      stop_now = interrupts.agreed(ask=log_now or validate_now)
+      save_now = step % config.train.save_every == 0 or validate_now or stop_now
+
+      if log_now or save_now:  # nothing is saved before it was looked at
+        values = window.close(config.data.batch)
+        if values.non_finite:
+          checkpoints.wait()
+          raise _non_finite(*values.non_finite, workdir, checkpoints.steps())
+        numbers = values.means | memory()
+        numbers |= {f"lr/{g}": rate for g, rate in rates(step - 1, state.lr_scale).items()}
+        log.scalars(step, {f"train/{name}": value for name, value in numbers.items()})
+        left = duration((total_steps - step) * numbers["seconds_per_step"])
+        line = f"step {step}/{total_steps}  epoch {epoch + 1}  {_summary(numbers)}  {left} left"
+        log.line(line, terminal=not terminal.console.is_terminal)
+        show(step, _summary(numbers))
+
+      score = None
+      if validate_now:
+        began = time.monotonic()
+        result = run_validation(state)
+        score = result.score
+        if not best or score > best["score"]:
+          best = {"score": score, "step": step}
+        for group, settings in config.optim.groups.items():
+          if settings.schedule == "plateau":
+            plateaus[group], lower = plateaus[group].after(score, epoch, settings.plateau)
+            if lower:
+              state = _lower_rate(state, group, settings.plateau.factor)
+              log.line(f"the learning rate of {group} is lowered: no better score for a while")
+        _report_validation(log, step, result, best, time.monotonic() - began)
+      if save_now:
+        save(step, score)
+      if log_now or save_now:
+        window = Window()
+      if stop_now:
+        checkpoints.wait()
+        log.line(f"stopped by {interrupts.name} after step {step}; the checkpoint is saved")
+        raise SystemExit(128 + interrupts.number)
+
+    checkpoints.wait()
+    _conclude(log, workdir, dataset, best, first >= total_steps)
+
+
+# --- Devices ----------------------------------------------------------------------------------
+
+
+def make_mesh(space: int) -> Mesh:
+  """All devices: `space` of them share each volume, the rest share the batch."""
+  devices = jax.device_count()
+  if devices % space:
+    raise ConfigError(f"train.space = {space} does not divide the {devices} devices")
+  return jax.make_mesh(
+    (devices // space, space), ("data", "space"), axis_types=(AxisType.Auto,) * 2
+  )
+
+
+def _check_mesh(config: Config, mesh: Mesh) -> None:
+  data, space = mesh.shape["data"], mesh.shape["space"]
+  if config.data.batch % data:
+    raise ConfigError(
+      f"data.batch = {config.data.batch} cannot be shared by {data} devices; set it to a multiple "
+      f"of {data}, or let devices share volumes (train.space)"
+    )
+  if config.data.patch[0] % (inference.DOWNSAMPLING * space):
+    raise ConfigError(
+      f"data.patch = {config.data.patch}: with train.space = {space} its first side must be a "
+      f"multiple of {inference.DOWNSAMPLING * space}"
+    )
+
+
+@contextlib.contextmanager
+def _first_process_first() -> Iterator[None]:
+  """Lets process 0 write the shared cache and folds before the others read them."""
+  if jax.process_index() > 0:
+    multihost_utils.sync_global_devices("data")
+  yield
+  if jax.process_index() == 0 and jax.process_count() > 1:
+    multihost_utils.sync_global_devices("data")
+
+
+# --- Pieces of the loop -----------------------------------------------------------------------
+
+
+def _augmentation(config: Config) -> Callable | None:
+  if not (config.augment.flip or config.augment.intensity):
+    return None
+  return functools.partial(augment.augment, settings=config.augment)
+
+
+def _lower_rate(state: TrainState, group: str, factor: float) -> TrainState:
+  return state.replace(lr_scale=state.lr_scale | {group: state.lr_scale[group] * factor})
+
+
+def _non_finite(
+  step: int, name: str, value: float, workdir: Path, kept: Sequence[int]
+) -> NonFiniteError:
+  sound = f"The checkpoint of step {kept[-1]} in {workdir} is sound. " if kept else ""
+  return NonFiniteError(
+    f"step {step}: {name} is {value}. {sound}Lower the learning rate "
+    "(optim.student.learning_rate, optim.cohort.learning_rate), clip gradients "
+    "(optim.*.clip_norm), or look at the cases with --mode=prepare."
+  )
+
+
+def _claim_workdir(workdir: Path, raw: Mapping[str, Any]) -> list[str]:
+  """Writes the configuration; says what has changed since the run began."""
+  path, changed = workdir / CONFIG_FILE, []
+  if any(workdir.glob("checkpoints/[0-9]*")):
+    changed = config_lib.check_resumable(config_lib.read(path), raw, workdir)
+  config_lib.write(path, raw)
+  return changed
+
+
+def _log_folder(workdir: Path) -> Path:
+  """Process 0 logs in the work directory; any other in a folder of its own."""
+  index = jax.process_index()
+  folder = workdir if index == 0 else workdir / f"process{index}"
+  folder.mkdir(parents=True, exist_ok=True)
+  return folder
+
+
+# --- What people read -------------------------------------------------------------------------
+
+
+def _introduce(
+  log: RunLog,
+  config: Config,
+  workdir: Path,
+  dataset: Dataset,
+  mesh: Mesh,
+  state: TrainState,
+  first: int,
+  total_steps: int,
+  changed: Sequence[str],
+) -> None:
+  device = jax.devices()[0]
+  log.line(
+    f"{config.name}: {len(dataset.train)} training and {len(dataset.val)} validation cases, "
+    f"fold {config.data.fold}; {total_steps} steps; {dict(mesh.shape)} {device.device_kind} "
+    f"({device.platform}, jax {jax.__version__}); work directory {workdir}"
+  )
+  if first:
+    log.line(f"going on from step {first}")
+  for line in changed:
+    log.line(f"changed since the run began: {line}")
+  overview = parameter_overview.get_parameter_overview(state.params)
+  log.line(overview, terminal=False)
+  log.text("parameters", overview)
+  log.text("config", (workdir / CONFIG_FILE).read_text())
+
+
+def _summary(numbers: Mapping[str, float]) -> str:
+  dice = "/".join(f"{numbers[f'dice/student/{region}']:.2f}" for region in REGIONS)
+  rate = numbers["samples_per_second"]
+  return (
+    f"loss {numbers['loss/student']:.3f}  Dice {'/'.join(REGIONS)} {dice}  {rate:.2f} samples/s"
+  )
+
+
+def _report_validation(
+  log: RunLog, step: int, result: Validation, best: Mapping[str, Any], seconds: float
+) -> None:
+  scalars = {
+    f"val/dice/{network}/{region}": value
+    for network, regions in result.dice.items()
+    for region, value in regions.items()
+  }
+  log.scalars(step, scalars | {"val/score": result.score, "val/seconds": seconds})
+  for name, pixels in result.pictures.items():
+    log.picture(step, f"val/{name}", pixels)
+  rows = [[name, *regions.values()] for name, regions in result.dice.items()]
+  heading = f"validation after step {step} ({seconds:.0f} s), Dice on the training grid"
+  log.line(f"{heading}\n{table(['network', *REGIONS], rows)}")
+  log.line(f"best so far: {best['score']:.4f} at step {best['step']}")
+
+
+def _conclude(
+  log: RunLog, workdir: Path, dataset: Dataset, best: Mapping[str, Any], idle: bool
+) -> None:
+  if dataset.bad:
+    log.line(f"left out, as you asked:\n{error_table(dataset.bad)}")
+  if idle:
+    log.line("nothing left to do: all steps were done before")
+  if best:
+    log.line(f"best checkpoint: step {best['step']}, mean Dice {best['score']:.4f}")
+  log.line(
+    f"checkpoints: {workdir / 'checkpoints'}\n"
+    f"curves and pictures: tensorboard --logdir {workdir / 'tensorboard'}\n"
+    f"scores in the scans' own space: python main.py --mode=evaluate --workdir={workdir}"
+  )

@@ -1,0 +1,75 @@
+"""Whole validation volumes through student and teachers, on the cached grid, during training.
+
+Scores for publication are computed in the scan's own space instead: see evaluate.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.data.cases import MODALITIES
+from kd_jax.data.entry import open_entry
+from kd_jax.data.labels import REGIONS
+from kd_jax.metrics import volumetric
+from kd_jax.models.framework import Params
+from kd_jax.pictures import panel
+
+Predictor = Callable[[Params, np.ndarray], object]
+
+
+class Validation(NamedTuple):
+  """Means over cases.
+
+  Attributes:
+    dice: network's name -> region -> mean volumetric Dice.
+    pictures: case's name -> (height, width, 3) uint8, of the student.
+  """
+
+  dice: dict[str, dict[str, float]]
+  pictures: dict[str, np.ndarray]
+
+  @property
+  def score(self) -> float:
+    """The student's mean over WT, TC and ET: what the best checkpoint is chosen by."""
+    return float(np.mean(list(self.dice["student"].values())))
+
+
+def validate(
+  predict: Predictor,
+  networks: Mapping[str, tuple[Params, Sequence[str]]],
+  entries: Mapping[str, Path],
+  pictures: int = 0,
+  progress: Callable[[int, int, str], None] | None = None,
+) -> Validation:
+  """Scores every network on every case.
+
+  Args:
+    predict: from inference.make_predictor.
+    networks: name -> (parameters, modalities), among them "student".
+    entries: the cases' cache entries by name.
+    pictures: how many of the cases to draw.
+    progress: called with (cases done, cases in all, name).
+  """
+  scores = {network: {region: [] for region in REGIONS} for network in networks}
+  drawn = {}
+  for done, (name, path) in enumerate(entries.items(), 1):
+    entry = open_entry(path)
+    truth = np.asarray(entry.labels)
+    for network, (params, modalities) in networks.items():
+      volume = entry.images[[MODALITIES.index(m) for m in modalities]]
+      predicted = np.asarray(jnp.argmax(predict(params, volume), axis=0), np.uint8)
+      for region in REGIONS:
+        masks = (volumetric.region_mask(classes, region) for classes in (predicted, truth))
+        scores[network][region].append(volumetric.dice(*masks))
+      if network == "student" and len(drawn) < pictures:
+        drawn[name] = panel(volume[0], truth, predicted)
+    if progress:
+      progress(done, len(entries), name)
+  means = {
+    network: {region: float(np.mean(values)) for region, values in regions.items()}
+    for network, regions in scores.items()
+  }
+  return Validation(means, drawn)
