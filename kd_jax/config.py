@@ -250,6 +250,12 @@ def _check(config: Config) -> None:
   _within("data.fold", data.fold, 0, 999)
   _within("data.demo_cases", data.demo_cases, 0, 100_000)
   _within("loss.temperature", config.loss.temperature, 1e-3, 1e6)
+  _within("loss.supervised", config.loss.supervised, 0, 1e6)
+  for level, weight in config.loss.cooperative.items():
+    _within(f"loss.cooperative.{level}", weight, 0, 1e6)
+  for level, side in config.loss.side.items():
+    for name in ("total", "supervised", "kd"):
+      _within(f"loss.side.{level}.{name}", getattr(side, name), 0, 1e6)
   _within("loss.kd_from_epoch", config.loss.kd_from_epoch, 0, 1 << 30)
   _within("confidence.total", config.confidence.total, 0, 1e6)
   _within("confidence.ema_decay", config.confidence.ema_decay, 0, 0.999999)

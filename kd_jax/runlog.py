@@ -81,8 +81,11 @@ class RunLog:
     _truncate(self._jsonl, step)
     self._numbers = self._jsonl.open("a")
     self._text = (workdir / "train.log").open("a")
-    purge = step + 1 if step else None
-    self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+    self._board = SummaryWriter(
+      str(workdir / "tensorboard"),
+      purge_step=step + 1 if step else None,
+      filename_suffix=f".{step:09}",  # two starts in one second must not share a file
+    )
 
   def line(self, text: str, terminal: bool = True) -> None:
     """A line for people, on the terminal and in train.log."""
@@ -138,16 +141,15 @@ def table(head: list[str], rows: list[list[object]]) -> str:
   """Columns that align: the first to the left, the others to the right; floats to four places."""
   cells = [head] + [[f"{c:.4f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
   widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-  lines = [
-    "  ".join(
-      [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
-    )
-    for row in cells
-  ]
+
+  def right(row: list[str]) -> list[str]:
+    return [cell.rjust(width) for cell, width in zip(row, widths[1:], strict=True)]
+
+  lines = ["  ".join([row[0].ljust(widths[0]), *right(row[1:])]) for row in cells]
   return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
 def quiet_libraries() -> None:
-  """Their notes of every save and restore would bury ours; warnings of theirs stay."""
-  logging.getLogger("absl").setLevel(logging.ERROR)
-  logging.getLogger("orbax").setLevel(logging.ERROR)
+  """Their notes of every save, restore and missing backend would bury ours; errors stay."""
+  for name in ("absl", "jax", "orbax"):
+    logging.getLogger(name).setLevel(logging.ERROR)

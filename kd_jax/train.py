@@ -139,7 +139,6 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     process=(jax.process_index(), jax.process_count()),
   )
   shardings = step_lib.batch_sharding(mesh)
-  window = Window()
   with (
     contextlib.closing(log),
     contextlib.closing(checkpoints),
@@ -149,6 +148,9 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   ):
     for step in range(first + 1, total_steps + 1):
       batch = pipeline.to_devices(next(batches), shardings, config.data.batch)
+      if step == first + 1:
+        train_step = _compile(train_step, state, batch, log)
+        window = Window()
       state, metrics = train_step(state, batch)
       window.add(step, metrics)
 
@@ -245,6 +247,15 @@ def _augmentation(config: Config) -> Callable | None:
   if not (config.augment.flip or config.augment.intensity):
     return None
   return functools.partial(augment.augment, settings=config.augment)
+
+
+def _compile(step: Callable, state: TrainState, batch: step_lib.Batch, log: RunLog) -> Callable:
+  """Compiles ahead, so that no step's time holds it, and a change of shapes later is an error."""
+  log.line("compiling the training step (a minute or two on CPU, the first time)")
+  began = time.monotonic()
+  compiled = step.lower(state, batch).compile()
+  log.line(f"compiled in {time.monotonic() - began:.0f} s")
+  return compiled
 
 
 def _lower_rate(state: TrainState, group: str, factor: float) -> TrainState:

@@ -28,6 +28,7 @@ from kd_jax.data.entry import (
   verify_entry,
 )
 from kd_jax.errors import CaseError, UserError
+from kd_jax.storage import write_text
 
 __all__ = [
   "CacheSettings",
@@ -231,12 +232,7 @@ def _read_index(cache_dir: Path) -> Index:
 
 
 def _write_index(cache_dir: Path, index: Index) -> None:
-  temporary = cache_dir / f"tmp-{socket.gethostname()}-{os.getpid()}-{_INDEX}"
-  try:
-    temporary.write_text(json.dumps(index))
-    os.replace(temporary, cache_dir / _INDEX)
-  except OSError as e:
-    raise UserError(f"cannot write the cache in {cache_dir}: {e.strerror or e}") from e
+  write_text(cache_dir / _INDEX, json.dumps(index))
 
 
 def sweep(cache_dir: Path) -> None:

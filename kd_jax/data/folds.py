@@ -15,6 +15,7 @@ import numpy as np
 
 from kd_jax.data.cases import Case
 from kd_jax.errors import ConfigError, UserError
+from kd_jax.storage import write_text
 
 Folds = dict | list
 
@@ -82,10 +83,7 @@ def read_or_make(
   else:
     _check(result, cases, path if stored is not None else given)
   if stored is None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
   return result
 
 

@@ -15,6 +15,8 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
+from kd_jax.storage import write_bytes
+
 _LPS = orientations.axcodes2ornt(("L", "P", "S"))
 
 
@@ -116,12 +118,7 @@ def write_like(path: str | os.PathLike, data: np.ndarray, reference: Volume) -> 
   path = Path(path)
   if path.name.endswith(".gz"):
     raw = gzip.compress(raw, compresslevel=6, mtime=0)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    temporary.write_bytes(raw)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  write_bytes(path, raw)
 
 
 def _parse(raw: bytes) -> nib.Nifti1Image:

@@ -10,13 +10,15 @@ from kd_jax.data import nifti
 FOREGROUND_VOXELS = 4096  # a class, at most; a sampler needs no more
 
 
-def normalise(x: np.ndarray, brain: np.ndarray, how: str = "zscore") -> np.ndarray:
+def normalise(x: np.ndarray, how: str = "zscore") -> np.ndarray:
   """One modality, (D, H, W) of any type -> float32.
 
-  "zscore": zero mean and unit deviation over the brain's voxels, 0 outside. "paper": x - min/max -
-  min, as the published code has it; its authors meant (x - min) / (max - min), but the missing
-  brackets leave raw intensities (min is 0 in BraTS), and those it was trained with.
+  "zscore": zero mean and unit deviation over this modality's own non-zero voxels, 0 elsewhere: a
+  student that is given its one scan sees what it saw in training. "paper": x - min/max - min, as
+  the published code has it; its authors meant (x - min) / (max - min), but the missing brackets
+  leave raw intensities (min is 0 in BraTS), and those it was trained with.
   """
+  brain = x != 0
   x = x.astype(np.float32)
   if how == "paper":
     return x - x.min() / x.max() - x.min()
@@ -52,7 +54,7 @@ def to_arrays(
   arrays = np.empty((len(volumes), *box.shape), dtype)
   for array, volume in zip(arrays, volumes, strict=True):
     # Crop before any float arithmetic: a brain's box is a third of its scan.
-    x = normalise(volume.data[box.box], brain[box.box], normalisation)
+    x = normalise(volume.data[box.box], normalisation)
     array[:] = grids.to_grid_image(x, box.cropped)
   return arrays, box
 

@@ -1,0 +1,33 @@
+# make quickstart: set up, train on generated cases, evaluate. make test: set up, run the tests.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+WORKDIR ?= runs/quickstart-fold0
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/installed
+	$(RUN) main.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+	$(RUN) main.py --mode=evaluate --workdir=$(WORKDIR)
+
+test: $(VENV)/installed-tests
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed-tests
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "kd_jax needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,248 @@
+"""main.py as a user runs it: trained, killed, resumed, evaluated, misused."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from synthetic import make_case
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 12
+SETTINGS = {
+  "data.demo_cases": 0,
+  "data.spacing": 1.0,
+  "data.patch": "(16,16,16)",
+  "data.prepare_workers": 1,
+  "model.filters": "(4,4,8,8)",
+  "train.epochs": 3,
+  "train.steps_per_epoch": 4,
+  "train.validate_every": 2,
+  "train.save_every": 3,
+  "train.log_every": 2,
+}
+
+
+class Place:
+  """A folder with data, a cache and compiled programs; any number of work directories."""
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+    for i in range(6):
+      make_case(folder / "data" / f"case{i}", seed=i)
+
+  def start(self, workdir: str, *flags: str, **settings) -> subprocess.Popen:
+    """main.py on the run in workdir; settings override those above."""
+    overrides = SETTINGS | {"data.root": self.folder / "data", "data.cache": self.folder / "cache"}
+    overrides |= {name.replace("__", "."): value for name, value in settings.items()}
+    return self.main(
+      f"--config={REPOSITORY}/configs/quickstart.py:from_flair",
+      f"--workdir={self.folder / workdir}",
+      *(f"--config.{name}={value}" for name, value in overrides.items()),
+      *flags,
+    )
+
+  def main(self, *flags: str) -> subprocess.Popen:
+    environment = os.environ | {
+      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+      "XLA_FLAGS": "",  # one device, as users have it
+    }
+    return subprocess.Popen(
+      [sys.executable, str(REPOSITORY / "main.py"), *flags],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      cwd=self.folder,
+      env=environment,
+    )
+
+  def finish(self, process: subprocess.Popen, code: int = 0) -> str:
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == code, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+  return Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def finished(place) -> Path:
+  """A run that nothing interrupted."""
+  place.finish(place.start("finished"))
+  return place.folder / "finished"
+
+
+def wait_for_checkpoint(process: subprocess.Popen, workdir: Path, step: int) -> None:
+  deadline = time.monotonic() + 240
+  while not (workdir / "checkpoints" / str(step)).exists():
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline, "no checkpoint"
+    time.sleep(0.02)
+
+
+def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
+  """Every number of a checkpoint, by its path."""
+  found = {}
+  for item in ("networks", "training"):
+    with ocp.StandardCheckpointer() as checkpointer:
+      tree = checkpointer.restore((workdir / "checkpoints" / str(step) / item).absolute())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+  return found
+
+
+def numbers(workdir: Path) -> list[dict]:
+  """metrics.jsonl without what depends on the clock."""
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  clock = ("seconds", "samples_per_second", "memory")
+  return [{k: v for k, v in x.items() if not any(word in k for word in clock)} for x in lines]
+
+
+def test_a_run_leaves_what_the_readme_says(finished):
+  for name in ("config.json", "folds.json", "metrics.jsonl", "train.log"):
+    assert (finished / name).stat().st_size > 0
+  assert list((finished / "tensorboard").glob("events*"))
+  assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("*orbax*tmp*"))
+  last = numbers(finished)
+  assert {x["step"] for x in last} >= {2, 4, STEPS}
+  names = set().union(*last)
+  for name in (
+    "train/loss/student",
+    "train/loss/kd/flair",
+    "train/loss/cooperative/level1",
+    "train/loss/side/level1/kd",
+    "train/confidence/score/flair",
+    "train/confidence/weight/flair",
+    "train/lr/cohort",
+    "train/lr/student",
+    "val/dice/student/WT",
+    "val/dice/flair/ET",
+  ):
+    assert name in names, name
+  folds = json.loads((finished / "folds.json").read_text())["folds"]
+  assert sorted(name for fold in folds for name in fold) == [f"case{i}" for i in range(6)]
+
+
+def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(place, finished):
+  workdir = place.folder / "interrupted"
+  process = place.start("interrupted")
+  wait_for_checkpoint(process, workdir, 3)
+  process.kill()
+  process.communicate()
+
+  process = place.start("interrupted")
+  wait_for_checkpoint(process, workdir, 8)
+  process.send_signal(signal.SIGTERM)
+  output, code = process.communicate(timeout=120)[0], process.returncode
+  if code == 0:
+    pytest.fail(f"the run was over before the signal came:\n{output}")
+  assert code == 128 + signal.SIGTERM, output
+  assert "stopped by SIGTERM" in output and "the checkpoint is saved" in output
+
+  output = place.finish(place.start("interrupted"))
+  assert "going on from step" in output
+  expected, actual = arrays(finished, STEPS), arrays(workdir, STEPS)
+  assert expected.keys() == actual.keys() and len(expected) > 100
+  for path, value in expected.items():
+    np.testing.assert_array_equal(actual[path], value, err_msg=path)
+  by_step = {x["step"]: x for x in numbers(finished) if "val/score" in x}
+  assert by_step == {x["step"]: x for x in numbers(workdir) if "val/score" in x}
+  steps = [x["step"] for x in numbers(workdir) if "train/loss/student" in x]
+  assert steps == sorted(set(steps)), "a step is recorded twice"
+
+
+def test_a_finished_run_has_nothing_left_to_do(place, finished):
+  before = arrays(finished, STEPS)
+  assert "nothing left to do" in place.finish(place.start("finished"))
+  for path, value in arrays(finished, STEPS).items():
+    np.testing.assert_array_equal(before[path], value)
+
+
+def test_resuming_with_other_settings_says_what_differs(place, finished):
+  output = place.finish(place.start("finished", loss__temperature=3.0, train__log_every=1), 2)
+  assert "loss.temperature: was 4.0, now 3.0" in output
+  assert "log_every" not in output and "Traceback" not in output
+
+
+def test_evaluate_scores_in_native_space(place, finished):
+  output = place.finish(place.main("--mode=evaluate", f"--workdir={finished}"))
+  assert "not comparable" in output
+  folder = finished / "evaluation" / "val"
+  summary = json.loads((folder / "summary.json").read_text())
+  val = json.loads((finished / "folds.json").read_text())["folds"][0]
+  with (folder / "scores.csv").open() as f:
+    rows = list(csv.DictReader(f))
+  assert [row["case"] for row in rows] == sorted(val)
+  assert summary["cases"] == len(val) and summary["split"] == "val"
+  for region in ("WT", "TC", "ET"):
+    mean = np.mean([float(row[f"dice_{region}"]) for row in rows])
+    assert summary["mean_dice"][region] == pytest.approx(mean, abs=1e-5)
+
+
+def test_training_subjects_are_refused(place, finished):
+  output = place.finish(place.main("--mode=evaluate", f"--workdir={finished}", "--split=train"), 2)
+  assert "REFUSED" in output and "Traceback" not in output
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_the_term(place):
+  settings = {
+    "optim__student__learning_rate": 1e3,
+    "optim__student__weight_decay": 1e6,
+    "optim__student__schedule": "constant",
+    "train__save_every": 1,
+    "train__log_every": 50,
+  }
+  output = place.finish(place.start("diverged", **settings), 2)
+  assert "Traceback" not in output
+  assert "loss/" in output or "grad_norm/" in output
+  assert "nan" in output or "inf" in output
+  (step,) = [int(w.split()[1]) for w in output.split("error: ")[1:]] or [None]
+  kept = [int(p.name) for p in (place.folder / "diverged" / "checkpoints").glob("[0-9]*")]
+  assert max(kept) == step - 1
+  state = arrays(place.folder / "diverged", step - 1)
+  assert all(np.isfinite(x).all() for p, x in state.items() if "ema" in p), "the average is sound"
+
+
+def test_bad_cases_are_listed_and_can_be_left_out(place):
+  bad = make_case(place.folder / "bad" / "case9", seed=9)
+  for i in range(6):
+    (place.folder / "bad" / f"case{i}").symlink_to(place.folder / "data" / f"case{i}")
+  (bad / "case9_t1.nii.gz").unlink()
+  root = place.folder / "bad"
+  output = place.finish(place.start("bad_run", "--mode=prepare", data__root=root), 2)
+  assert "case9" in output and "t1" in output and "skip_bad_cases" in output
+  settings = {"data__root": root, "data__skip_bad_cases": True, "train__epochs": 1}
+  output = place.finish(place.start("bad_run", **settings))
+  assert "left out, as you asked" in output and "case9" in output
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    ([], "give --config"),
+    (["--config=configs/brats21.py:papper"], "unknown variant 'papper'; known: paper, t1"),
+    (["--config=configs/brats21.py", "--config.data.fld=1"], "fld"),
+    (["--config=configs/brats21.py", "--config.data.root=/nowhere"], "no data folder /nowhere"),
+    (["--config=configs/brats21.py", "--config.data.patch=(100,128,128)"], "multiples of 8"),
+    (["--config=configs/brats21.py", "stray"], "what is 'stray'?"),
+    (["--mode=evaluate", "--workdir=/nowhere"], "no work directory"),
+    (["--mode=dance", "--config=configs/brats21.py"], "train, prepare, evaluate"),
+  ],
+)
+def test_misuse_is_answered_in_one_message(place, flags, message):
+  flags = [flag.replace("configs/", f"{REPOSITORY}/configs/") for flag in flags]
+  process = place.main(*flags)
+  output = process.communicate(timeout=120)[0]
+  assert process.returncode in (1, 2), output
+  assert message.replace("|", ", ") in output.replace("|", ", "), output
+  assert "Traceback" not in output
