@@ -11,14 +11,14 @@ from configs import common
 
 def get_config(arg: str = ""):
   config = common.base("quickstart", "runs/demo")
-  config.data.demo_cases = 20
+  config.data.demo_cases = 16
   config.data.spacing = 3.0
   config.data.patch = (32, 32, 32)
   config.data.workers = 0
   config.model.filters = (8, 16, 32, 64)
-  config.train.epochs = 12
+  config.train.epochs = 6
   config.train.steps_per_epoch = 20
-  config.train.validate_every = 4
+  config.train.validate_every = 3
   config.train.save_every = 50
   for group in ("cohort", "student"):
     config.optim[group].learning_rate = 3e-3
