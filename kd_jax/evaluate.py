@@ -88,7 +88,7 @@ def evaluate(
   for done, (name, entry) in enumerate(entries.items(), 1):
     probabilities = np.asarray(predict(student, entry.images[channels]))
     predicted = to_native_classes(probabilities, entry.grid)
-    scores[name] = score_case(predicted, _truth(dataset.cases[name]))
+    scores[name] = score_case(predicted, truth_of(dataset.cases[name]))
     progress(done, len(entries), name)
 
   summary = {
@@ -121,7 +121,8 @@ def to_native_classes(probabilities: np.ndarray, where: grid.Grid) -> np.ndarray
   return np.argmax(grid.from_grid(probabilities, where, outside), axis=0).astype(np.uint8)
 
 
-def _truth(case: Case) -> np.ndarray:
+def truth_of(case: Case) -> np.ndarray:
+  """(D, H, W) classes of the label map, in the scan's own space."""
   return labels.to_classes(nifti.read(case.seg).data, case.convention)
 
 

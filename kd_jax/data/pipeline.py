@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from kd_jax.data.entry import Entry, open_entry
 
 HostBatch = dict[str, np.ndarray]
+_MANY = 1 << 48  # samples: more than any run sees
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ def training_batches(
     *patch) uint8.
   """
   index, count = process
-  samples = grain.MapDataset.source(Entries(entries)).seed(seed).shuffle().repeat()
+  # Not repeat() for ever: an endless data set in batches of one is longer than Grain can slice.
+  passes = _MANY // len(entries)
+  samples = grain.MapDataset.source(Entries(entries)).seed(seed).shuffle().repeat(passes)
   # Patches before the split into processes, so that each draws its own; batches before the
   # iterator: batched after it, their content would depend on the workers.
   batches = samples.random_map(Patch(settings))[index::count].batch(batch)[first:]

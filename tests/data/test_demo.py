@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kd_jax.data import demo
+from kd_jax.data import demo, phantom
 from kd_jax.errors import UserError
 
 SEED = 0
@@ -20,8 +20,8 @@ PLANS = 40
 
 
 @pytest.fixture(scope="module")
-def subjects() -> list[demo.Subject]:
-  return [demo.make_subject(SEED, index) for index in INDICES]
+def subjects() -> list[phantom.Subject]:
+  return [phantom.make_subject(SEED, index) for index in INDICES]
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,11 @@ def _contents(folder: Path) -> dict[str, bytes]:
   return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def _plan(index: int) -> demo.Plan:
-  return demo._plan(np.random.default_rng([SEED, index]), SEED, index)
+def _plan(index: int) -> phantom.Plan:
+  return phantom._plan(np.random.default_rng([SEED, index]), SEED, index)
 
 
-def test_form(subjects: list[demo.Subject]) -> None:
+def test_form(subjects: list[phantom.Subject]) -> None:
   for subject in subjects:
     assert set(subject.images) == {"flair", "t1", "t1ce", "t2"}
     brain = subject.images["t1"] > 0
@@ -60,14 +60,14 @@ def test_form(subjects: list[demo.Subject]) -> None:
     assert 15e3 <= (subject.labels > 0).sum() <= 201e3
 
 
-def test_subjects_differ(subjects: list[demo.Subject]) -> None:
+def test_subjects_differ(subjects: list[phantom.Subject]) -> None:
   a, b = subjects
   assert ((a.images["t1"] > 0) != (b.images["t1"] > 0)).sum() > 50e3  # another head
   both = np.logical_and(a.labels, b.labels).sum()
   assert both < 0.5 * min((a.labels > 0).sum(), (b.labels > 0).sum())  # another tumour
 
 
-def test_contrasts_are_those_of_radiology(subjects: list[demo.Subject]) -> None:
+def test_contrasts_are_those_of_radiology(subjects: list[phantom.Subject]) -> None:
   for subject in subjects:
     # White matter: the bright mode of T1, far from the tumour. Signals are in units of its own.
     t1 = subject.images["t1"].astype(np.float32)
@@ -76,9 +76,9 @@ def test_contrasts_are_those_of_radiology(subjects: list[demo.Subject]) -> None:
     white = inside & (t1 > np.percentile(t1[inside], 65))
     oedema, ring, necrosis = (
       {name: np.median(x[subject.labels == k]) / np.median(x[white]) for name, x in images.items()}
-      for k, images in ((k, subject.images) for k in (demo.ED, demo.ET, demo.NCR))
+      for k, images in ((k, subject.images) for k in (phantom.ED, phantom.ET, phantom.NCR))
     )
-    wet = subject.labels == demo.ED
+    wet = subject.labels == phantom.ED
     for name in ("flair", "t2"):
       assert oedema[name] > 1.25
       assert necrosis[name] > 1.05
@@ -94,7 +94,7 @@ def test_contrasts_are_those_of_radiology(subjects: list[demo.Subject]) -> None:
     assert ring["t1"] < 1
 
 
-def test_csf_is_dark_on_flair_and_bright_on_t2(subjects: list[demo.Subject]) -> None:
+def test_csf_is_dark_on_flair_and_bright_on_t2(subjects: list[phantom.Subject]) -> None:
   for subject in subjects:
     inner = ndimage.binary_erosion(subject.images["t1"] > 0, iterations=8) & (subject.labels == 0)
     t2 = subject.images["t2"][inner]
@@ -115,11 +115,11 @@ def test_kinds_of_tumour() -> None:
 
 @pytest.mark.parametrize(
   ("wanted", "absent"),
-  [(lambda plan: not plan.enhancing, demo.ET), (lambda plan: not plan.necrotic, demo.NCR)],
+  [(lambda plan: not plan.enhancing, phantom.ET), (lambda plan: not plan.necrotic, phantom.NCR)],
 )
-def test_a_kind_lacks_its_label(wanted: Callable[[demo.Plan], bool], absent: int) -> None:
+def test_a_kind_lacks_its_label(wanted: Callable[[phantom.Plan], bool], absent: int) -> None:
   index = next(i for i in range(PLANS) if wanted(_plan(i)))
-  labels = demo.make_subject(SEED, index).labels
+  labels = phantom.make_subject(SEED, index).labels
   assert set(np.unique(labels)) == {0, 1, 2, 4} - {absent}
 
 
@@ -142,7 +142,7 @@ def test_files(written: Path) -> None:
   assert not [path for path in written.iterdir() if path.name.startswith(".")]
 
 
-def test_files_hold_the_subject(written: Path, subjects: list[demo.Subject]) -> None:
+def test_files_hold_the_subject(written: Path, subjects: list[phantom.Subject]) -> None:
   """Made in another process, beside another case: the subject is the same."""
   folder = written / "Demo_00000"
   for name, volume in (*subjects[0].images.items(), ("seg", subjects[0].labels)):
@@ -168,7 +168,7 @@ def test_complete_cases_cost_nothing(written: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-  empty = demo.Subject({"t1": np.zeros((2, 2, 2), np.int16)}, np.zeros((2, 2, 2), np.uint8))
+  empty = phantom.Subject({"t1": np.zeros((2, 2, 2), np.int16)}, np.zeros((2, 2, 2), np.uint8))
 
   def fail(path: Path, *_: object) -> None:
     path.write_bytes(b"half")
