@@ -11,7 +11,7 @@ quickstart: $(VENV)/installed
 	$(RUN) main.py --mode=evaluate --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed-tests
 	$(RUN) -m ruff check .

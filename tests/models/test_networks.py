@@ -1,0 +1,388 @@
+"""The networks: sizes, shapes, the convolutions, and where training starts from."""
+
+import functools
+import itertools
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kd_jax.models import blocks
+from kd_jax.models.conv import conv3d, upsample2
+from kd_jax.models.framework import Framework, FrameworkSpec, select
+from kd_jax.models.fusion import Fusion
+
+PAPER = FrameworkSpec(
+  student=("t1ce",),
+  teachers={"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)},
+  filters=(32, 64, 128, 256),
+  fusion_levels=2,
+)
+TINY = FrameworkSpec(
+  student=("t1ce",),
+  teachers={"flair": ("flair",), "others": ("t2", "t1", "flair")},
+  filters=(4, 4, 8, 8),
+  fusion_levels=2,
+)
+KEY = jax.random.key(0)
+# For programs that run once: compiled without LLVM's optimisations, in half the time.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@functools.cache
+def paper(attention="channel"):
+  """The full-size framework, and its parameters' shapes."""
+  framework = Framework(replace(PAPER, attention=attention))
+  return framework, jax.eval_shape(framework.init, KEY)
+
+
+def shapes_of(framework, params, shape):
+  return jax.eval_shape(framework, params, jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+def size(tree):
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+# --- Sizes and shapes; nothing is compiled ----------------------------------------------------
+
+
+def test_parameter_counts_are_the_published_ones():
+  _, params = paper()
+  assert size(params["student"]) == 9_459_478
+  heads = (64 * 4 + 4) + (128 * 4 + 4)  # the side heads, which only the student has
+  for name in PAPER.teachers:
+    assert size(params["cohort"]["teachers"][name]) == 9_459_478 - heads
+  assert size(params["cohort"]["fusion"]["level1"]) == 2_540
+  # At f2: three gates of 128 -> 8 -> 128, three conv1 to 4 channels, and the last conv1.
+  assert size(params["cohort"]["fusion"]["level2"]) == 3 * (2048 + 8 + 128 + 516) + 20
+
+
+def test_cbam_adds_a_spatial_gate_to_every_channel_gate():
+  (_, plain), (_, cbam) = paper(), paper("cbam")
+  gate = 2 * 7**3 + 1 + 2  # conv7 of two channels, and the scale and bias of its norm
+  assert size(cbam["student"]) == size(plain["student"]) + 3 * gate
+  for level in ("level1", "level2"):  # one for each teacher
+    fusion = size(plain["cohort"]["fusion"][level])
+    assert size(cbam["cohort"]["fusion"][level]) == fusion + 3 * gate
+
+
+@pytest.mark.parametrize("attention", ["channel", "cbam"])
+def test_output_shapes(attention):
+  framework, params = paper(attention)
+  out = shapes_of(framework, params, (2, 4, 32, 48, 16))
+  full, half, quarter = (2, 32, 48, 16), (2, 16, 24, 8), (2, 8, 12, 4)
+  sides = {"level1": (*half, 4), "level2": (*quarter, 4)}
+  features = {"level1": (*half, 64), "level2": (*quarter, 128)}
+  shapes = jax.tree.map(jnp.shape, out)
+  assert shapes.student == ((*full, 4), sides, features)
+  assert shapes.teachers == {name: ((*full, 4), {}, features) for name in PAPER.teachers}
+  assert shapes.fused == sides
+
+
+def test_without_fusion_levels_nothing_is_fused():
+  framework = Framework(replace(PAPER, teachers={"t2": ("t2",)}, fusion_levels=0))
+  params = jax.eval_shape(framework.init, KEY)
+  out = shapes_of(framework, params, (1, 4, 16, 16, 16))
+  assert (list(out.teachers), out.fused) == (["t2"], {})
+  assert jax.tree.leaves(params["cohort"].get("fusion", {})) == []
+
+
+def test_a_student_alone_has_neither_teachers_nor_fusion():
+  framework = Framework(replace(PAPER, teachers={}))
+  params = jax.eval_shape(framework.init, KEY)
+  out = shapes_of(framework, params, (1, 4, 16, 16, 16))
+  assert (out.teachers, out.fused) == ({}, {})
+  assert jax.tree.leaves(params["cohort"]) == []
+  assert size(params["student"]) == 9_459_478  # both side heads, as in the published network
+
+
+def test_parameters_and_statistics_are_float32_where_bfloat16_is_computed():
+  framework = Framework(replace(PAPER, teachers={"t2": ("t2",)}, dtype="bfloat16"))
+  params = jax.eval_shape(framework.init, KEY)
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+  out = shapes_of(framework, params, (1, 4, 16, 16, 16))
+  assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype("bfloat16")}
+  # Statistics in float32: bfloat16 cannot tell 300 from 301, nor square their difference.
+  x = 300 + np.random.default_rng(0).standard_normal((1, 8, 8, 8, 4))
+  norm = blocks.group_norm(4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  mean = np.asarray(norm(jnp.asarray(x, jnp.float32)), np.float32).mean((0, 1, 2, 3))
+  np.testing.assert_allclose(mean, 0, atol=0.01)
+
+
+def test_several_modalities_for_one_teacher(tiny):
+  _, params, _ = tiny
+  teachers = params["cohort"]["teachers"]
+  assert teachers["flair"]["stem"]["conv_in"]["kernel"].shape == (3, 3, 3, 1, 4)
+  assert teachers["others"]["stem"]["conv_in"]["kernel"].shape == (3, 3, 3, 3, 4)
+  assert teachers["others"]["stem"]["skip_conv"]["kernel"].shape == (3, 3, 3, 3, 4)
+  assert teachers["others"]["bridge"]["conv_in"]["kernel"].shape == (3, 3, 3, 8, 8)
+
+
+def test_select_takes_modalities_by_name_in_the_order_asked_for():
+  images = np.arange(2 * 4 * 8).reshape(2, 4, 2, 2, 2)  # flair, t1, t1ce, t2
+  got = select(images, ("t2", "flair"))
+  np.testing.assert_array_equal(got[..., 0], images[:, 3])
+  np.testing.assert_array_equal(got[..., 1], images[:, 0])
+
+
+# --- The networks by themselves and together --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  """The tiny framework, its parameters, and a patch."""
+  framework = Framework(TINY)
+  images = np.random.default_rng(0).standard_normal((1, 4, 8, 8, 16)).astype(np.float32)
+  return framework, framework.init(KEY), images
+
+
+def test_a_network_alone_does_what_it_does_among_the_others(tiny):
+  framework, params, images = tiny
+
+  @jax.jit
+  def every(params, images):
+    alone = {
+      name: framework.network(own, select(images, modalities))
+      for name, (own, modalities) in framework.networks(params).items()
+    }
+    return framework(params, images), alone
+
+  program = every.lower(params, images).compile(compiler_options=QUICK)
+  before, alone = program(params, images)
+  assert list(alone) == ["student", "flair", "others"]
+  for name, logits in alone.items():
+    together = before.student.logits if name == "student" else before.teachers[name].logits
+    np.testing.assert_allclose(together, logits, rtol=1e-4, atol=1e-5, err_msg=name)
+
+  # Only the teacher called "others" sees t1 and t2; the others' logits cannot change with them.
+  changed = images.copy()
+  changed[:, [1, 3]] += 1
+  after, alone_after = program(params, changed)
+  same = {name: np.array_equal(alone[name], alone_after[name]) for name in alone}
+  assert same == {"student": True, "flair": True, "others": False}
+  for level in ("level1", "level2"):
+    assert not np.array_equal(before.fused[level], after.fused[level])
+
+
+def test_the_activation_of_the_fusion_comes_before_its_last_convolution():
+  def fusion(activation):
+    return Fusion(("a", "b"), 4, 2, activation=activation, rngs=nnx.Rngs(0))
+
+  features = {
+    name: np.random.default_rng(seed).standard_normal((1, 2, 2, 2, 4)).astype(np.float32)
+    for seed, name in enumerate(("a", "b"))
+  }
+  plain, bent = fusion(False), fusion(True)
+  gated = [plain.projections[n](plain.gates[n](features[n])) for n in ("a", "b")]
+  summed = np.asarray(gated[0] + gated[1])
+  assert (summed < 0).any()
+  kernel, bias = np.asarray(plain.head.kernel[...])[0, 0, 0], np.asarray(plain.head.bias[...])
+  np.testing.assert_allclose(plain(features), summed @ kernel + bias, atol=1e-5)
+  leaky = np.where(summed < 0, 0.01 * summed, summed)
+  np.testing.assert_allclose(bent(features), leaky @ kernel + bias, atol=1e-5)
+
+
+# --- Convolutions -----------------------------------------------------------------------------
+
+
+def naive_conv3d(x, kernel, stride):
+  """Tap by tap, in float64, padded by k // 2 on both sides."""
+  pads = [(k // 2, k // 2) for k in kernel.shape[:3]]
+  padded = np.pad(x, [(0, 0), *pads, (0, 0)])
+  shape = [-(-n // stride) for n in x.shape[1:4]]
+  out = np.zeros((x.shape[0], *shape, kernel.shape[-1]))
+  for tap in np.ndindex(kernel.shape[:3]):
+    box = [slice(t, t + (n - 1) * stride + 1, stride) for t, n in zip(tap, shape, strict=True)]
+    out += padded[(slice(None), *box)] @ kernel[tap]
+  return out
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+  ("shape", "window"),
+  [
+    ((4, 6, 8), (3, 3, 3)),
+    ((5, 7, 3), (3, 3, 3)),
+    ((1, 2, 9), (3, 3, 3)),
+    ((5, 4, 6), (7, 7, 7)),
+    ((5, 4, 6), (1, 1, 1)),
+    ((4, 5, 6), (1, 3, 5)),
+  ],
+)
+def test_both_forms_of_the_convolution_agree(shape, window, stride):
+  rng = np.random.default_rng(0)
+  x, kernel = rng.standard_normal((2, *shape, 3)), rng.standard_normal((*window, 3, 2))
+  expected = naive_conv3d(x, kernel, stride)
+  pull = rng.standard_normal(expected.shape)
+
+  def both(x, kernel):
+    results = {}
+    for impl in ("native", "depth_taps", "auto"):
+      y, back = jax.vjp(lambda x, k, impl=impl: conv3d(x, k, stride, impl=impl), x, kernel)
+      results[impl] = (y, *back(pull))
+    return results
+
+  with jax.enable_x64(True):
+    got = jax.device_get(jax.jit(both, compiler_options=QUICK)(x, kernel))
+  for impl, (y, to_x, to_kernel) in got.items():
+    np.testing.assert_allclose(y, expected, atol=1e-10, err_msg=impl)
+    np.testing.assert_allclose(to_x, got["native"][1], atol=1e-10, err_msg=impl)
+    np.testing.assert_allclose(to_kernel, got["native"][2], atol=1e-10, err_msg=impl)
+  # The gradient itself: the convolution is linear in each argument.
+  np.testing.assert_allclose((got["native"][1] * x).sum(), (pull * expected).sum(), rtol=1e-9)
+  np.testing.assert_allclose((got["native"][2] * kernel).sum(), (pull * expected).sum(), rtol=1e-9)
+
+
+def test_upsample2_writes_each_voxel_as_a_cube():
+  rng = np.random.default_rng(0)
+  x, kernel = rng.standard_normal((2, 2, 3, 1, 3)), rng.standard_normal((2, 2, 2, 3, 4))
+  expected = np.zeros((2, 4, 6, 2, 4))
+  for d, h, w in np.ndindex(2, 3, 1):
+    for i, j, k in np.ndindex(2, 2, 2):
+      expected[:, 2 * d + i, 2 * h + j, 2 * w + k] = x[:, d, h, w] @ kernel[i, j, k]
+  np.testing.assert_allclose(upsample2(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-5)
+
+
+# --- Initialisation ---------------------------------------------------------------------------
+
+
+def walk(tree, path=()):
+  """Yields (path, array) of a nested dict."""
+  for name, node in tree.items():
+    if isinstance(node, dict):
+      yield from walk(node, (*path, name))
+    else:
+      yield (*path, name), np.asarray(node)
+
+
+@pytest.fixture(scope="module")
+def start():
+  """Parameters of networks wide enough for statistics, small enough to be quick."""
+  spec = replace(
+    PAPER, filters=(8, 16, 24, 32), teachers={"flair": ("flair",), "t2": ("t2",)}, fusion_levels=1
+  )
+  return Framework(spec).init(KEY)
+
+
+def test_the_same_key_gives_the_same_numbers_and_another_others(tiny):
+  framework, params, _ = tiny
+  again, other = framework.init(KEY), framework.init(jax.random.key(1))
+  for (path, a), (_, b), (_, c) in zip(walk(params), walk(again), walk(other), strict=True):
+    np.testing.assert_array_equal(a, b)
+    if path[-1] == "kernel":
+      assert not np.array_equal(a, c)
+
+
+def test_no_two_networks_start_alike(start):
+  networks = [*start["cohort"]["teachers"].values(), start["student"]]
+  for a, b in itertools.combinations(networks, 2):
+    kernels = zip(
+      (x for p, x in walk(a) if p[-1] == "kernel"),
+      (x for p, x in walk(b) if p[-1] == "kernel"),
+      strict=False,
+    )
+    assert not any(np.array_equal(x, y) for x, y in kernels if x.shape == y.shape)
+
+
+def test_init_under_jit_gives_the_same_numbers():
+  def init(key):
+    module = blocks.Conv(2, 3, 3, init="torch", dtype=jnp.float32, rngs=nnx.Rngs(key))
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+  eager, compiled = init(KEY), jax.jit(init)(KEY)
+  np.testing.assert_array_equal(eager["kernel"], compiled["kernel"])
+  np.testing.assert_array_equal(eager["bias"], compiled["bias"])
+
+
+def test_the_student_starts_from_xavier_normal_with_zero_biases(start):
+  checked = 0
+  for path, x in walk(start["student"]):
+    if "upsample" in path or path[-1] == "scale":
+      continue
+    if path[-1] == "bias":
+      np.testing.assert_array_equal(x, 0)
+    elif x.size > 3000:
+      taps = math.prod(x.shape[:3])
+      std = math.sqrt(2 / (taps * (x.shape[-2] + x.shape[-1])))
+      assert x.std() == pytest.approx(std, rel=0.06), path
+      assert abs(x.mean()) < 5 * std / math.sqrt(x.size), path
+      assert np.abs(x).max() > 3 * std, path  # a normal distribution, not a uniform one
+      checked += 1
+  assert checked > 10
+
+
+def torch_bound(x, path):
+  """1 / sqrt(fan in); PyTorch counts the fan of a transposed convolution over its outputs."""
+  channels = x.shape[-1] if "upsample" in path else x.shape[-2]
+  return 1 / math.sqrt(math.prod(x.shape[:3]) * channels)
+
+
+def assert_torch_uniform(tree):
+  for path, kernel in walk(tree):
+    if path[-1] != "kernel":
+      continue
+    bound = torch_bound(kernel, path)
+    bias = dict(walk(tree))[(*path[:-1], "bias")]
+    assert np.abs(kernel).max() <= bound and np.abs(bias).max() <= bound, path
+    assert (bias != 0).all(), path
+    if kernel.size > 500:
+      assert np.abs(kernel).max() > 0.98 * bound, path
+      assert kernel.std() == pytest.approx(bound / math.sqrt(3), rel=0.1), path
+      assert abs(kernel.mean()) < 5 * kernel.std() / math.sqrt(kernel.size), path
+
+
+def test_teachers_and_fusion_start_from_pytorchs_default(start):
+  for teacher in start["cohort"]["teachers"].values():
+    assert_torch_uniform(teacher)
+  assert_torch_uniform(start["cohort"]["fusion"]["level1"])
+
+
+def test_transposed_convolutions_start_from_pytorchs_default_even_in_the_student(start):
+  for stage in ("up0", "up1", "up2"):
+    assert_torch_uniform({"upsample": start["student"][stage]["upsample"]})
+
+
+def test_norms_start_as_the_identity(start):
+  norms = [(p, x) for p, x in walk(start) if p[-2].startswith(("norm", "skip_norm"))]
+  assert len(norms) == 3 * 6 * 3 * 2  # networks, blocks, norms, scale and bias
+  for path, x in norms:
+    np.testing.assert_array_equal(x, 1 if path[-1] == "scale" else 0)
+
+
+# --- On a mesh --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", ["native", "depth_taps"])
+def test_convolutions_on_a_mesh_have_the_gradients_of_one_device(monkeypatch, impl):
+  """Batch and depth both split: XLA's partitioner has been wrong there more than once.
+
+  On CPU the step's own mesh test has the depth taps; accelerators use the native convolution.
+  """
+  monkeypatch.setattr(blocks.conv, "conv3d", lambda x, k, s=1: conv3d(x, k, s, impl=impl))
+  own = {"init": "torch", "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+  pair = nnx.Sequential(blocks.ResidualBlock(4, 8, 2, **own), blocks.ResidualBlock(8, 8, 2, **own))
+  graph, params = nnx.split(pair, nnx.Param)
+  x = np.random.default_rng(0).standard_normal((4, 16, 8, 8, 4)).astype(np.float32)
+
+  def loss(params, x):
+    return jnp.sum(jnp.sin(3 * nnx.merge(graph, params)(x)))
+
+  def gradients(shape):
+    mesh = jax.make_mesh(shape, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data", "space"))
+    program = jax.jit(
+      jax.grad(loss), in_shardings=(whole, split), out_shardings=whole, compiler_options=QUICK
+    )
+    return jax.device_get(nnx.to_pure_dict(program(params, x)))
+
+  expected = dict(walk(gradients((1, 1))))
+  for path, got in walk(gradients((2, 2))):
+    size = np.abs(expected[path]).max()
+    np.testing.assert_allclose(got, expected[path], atol=1e-4 * size + 1e-4, err_msg=str(path))
