@@ -24,7 +24,6 @@ class Terminal:
 
   def __init__(self):
     self.console = rich.console.Console(file=sys.stderr, highlight=False, soft_wrap=True)
-    self._live: rich.progress.Progress | None = None
 
   def line(self, text: str) -> None:
     self.console.print(text, markup=False)
@@ -41,9 +40,9 @@ class Terminal:
     )
     with rich.progress.Progress(
       *columns, console=self.console, transient=True, speed_estimate_period=120
-    ) as self._live:
-      task = self._live.add_task(label, total=total, completed=done, note="")
-      yield lambda done, note: self._live.update(task, completed=done, note=note)
+    ) as bar:
+      task = bar.add_task(label, total=total, completed=done, note="")
+      yield lambda done, note: bar.update(task, completed=done, note=note)
 
   def progress(self, label: str) -> Callable[..., None]:
     """A function (done, total, name of the latest) for work that reports as it goes."""

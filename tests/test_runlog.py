@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import rich.console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd_jax.monitor import Window
@@ -108,3 +109,16 @@ def test_a_picture_shows_the_slice_with_most_tumour():
   coloured = np.argwhere(pixels.max(-1) != pixels.min(-1))
   assert coloured.tolist() == [[2, 6 + 1]]  # row: H, column: D, in the middle view
   assert panel(image, np.zeros_like(truth), np.zeros_like(truth)).shape == (8, 18, 3)
+
+
+def test_a_live_line_within_another_does_not_stop_it():
+  terminal = Terminal()
+  terminal.console = rich.console.Console(file=io.StringIO(), force_terminal=True, width=100)
+  with terminal.live("training", 10) as show:
+    show(5, "loss 1")
+    report = terminal.progress("validating")
+    for done in (1, 2):
+      report(done, 2, f"case{done}")
+    show(7, "loss 0.5")
+  last = terminal.console.file.getvalue()
+  assert " 7/10" in last and "/2" in last
