@@ -93,6 +93,7 @@ MAY_CHANGE = (
   "data.workers",
   "data.prepare_workers",
   "data.folds_file",
+  "data.skip_bad_cases",
   "data.demo_cases",
   "train.epochs",
   "train.space",
@@ -101,6 +102,8 @@ MAY_CHANGE = (
   "train.keep",
   "train.pictures",
 )
+# An evaluation may look at the volumes in another way too.
+MAY_CHANGE_TO_EVALUATE = (*MAY_CHANGE, "predict.mode", "predict.overlap")
 
 
 def parse(config: Mapping[str, Any]) -> Config:
@@ -139,12 +142,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
   }
 
 
-def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path) -> list[str]:
+def check_resumable(
+  old: Mapping[str, Any],
+  new: Mapping[str, Any],
+  workdir: Path,
+  may_change: Sequence[str] = MAY_CHANGE,
+) -> list[str]:
   """What a continued run has changed, as lines; ConfigError if it changed what may not change."""
   lines, forbidden = [], []
   for name, (was, now) in differences(old, new).items():
     line = f"{name}: was {was!r}, now {now!r}"
-    (lines if name in MAY_CHANGE else forbidden).append(line)
+    (lines if name in may_change else forbidden).append(line)
   if forbidden:
     raise ConfigError(
       f"{workdir} holds a run with other settings, which cannot change half-way:\n  "

@@ -38,8 +38,8 @@ def evaluate(
   Args:
     workdir: where a run has trained.
     split: "val", the fold's validation cases.
-    changes: a configuration whose settings may differ from the run's where a continued run's may
-      (the data's place, the number of processes); None for the run's own.
+    changes: a configuration whose settings may differ from the run's where that leaves the student
+      as it is (the data's place, how volumes are looked at); None for the run's own.
     terminal: where to tell.
 
   Returns:
@@ -57,7 +57,8 @@ def evaluate(
     raise ConfigError(did_you_mean("split", split, SPLITS))
   raw = config_lib.read(workdir / CONFIG_FILE)
   if changes is not None:
-    for line in config_lib.check_resumable(raw, changes, workdir):
+    allowed = config_lib.MAY_CHANGE_TO_EVALUATE
+    for line in config_lib.check_resumable(raw, changes, workdir, allowed):
       terminal.line(f"changed since training: {line}")
     raw = changes
   config = config_lib.parse(raw)
