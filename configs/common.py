@@ -106,7 +106,7 @@ def _adam() -> dict:
 
 
 def with_variants(config: ConfigDict, arg: str) -> ConfigDict:
-  """Applies comma-separated variants. ConfigError (a ValueError) for an unknown one."""
+  """Applies comma-separated variants. ConfigError for an unknown one."""
   names = [name for name in arg.split(",") if name]
   for name in names:
     if name not in VARIANTS:

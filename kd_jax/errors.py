@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
 Each message names the file or the setting, what was wrong and what to do about it. `main.py`
-prints them without a traceback and exits with status 2; everything else is a bug and keeps its
+prints them without a traceback and exits with status 1; everything else is a bug and keeps its
 traceback.
 """
 
@@ -12,11 +12,8 @@ class UserError(Exception):
   """Something that the user can put right: a setting, a path, a broken file."""
 
 
-class ConfigError(UserError, ValueError):
-  """A setting that is unknown, out of range or at odds with another one.
-
-  A ValueError too: absl prints those that come up in flags as one line.
-  """
+class ConfigError(UserError):
+  """A setting that is unknown, out of range or at odds with another one."""
 
 
 class CaseError(UserError):

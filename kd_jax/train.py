@@ -167,7 +167,9 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
         values = window.close(config.data.batch)
         if values.non_finite:
           checkpoints.wait()
-          raise _non_finite(*values.non_finite, workdir, checkpoints.steps())
+          error = _non_finite(*values.non_finite, workdir, checkpoints.steps())
+          log.line(f"error: {error}", terminal=False)
+          raise error
         numbers = values.means | memory()
         numbers |= {f"lr/{g}": rate for g, rate in rates(step - 1, state.lr_scale).items()}
         log.scalars(step, {f"train/{name}": value for name, value in numbers.items()})

@@ -170,7 +170,7 @@ def test_a_finished_run_has_nothing_left_to_do(place, finished):
 
 
 def test_resuming_with_other_settings_says_what_differs(place, finished):
-  output = place.finish(place.start("finished", loss__temperature=3.0, train__log_every=1), 2)
+  output = place.finish(place.start("finished", loss__temperature=3.0, train__log_every=1), 1)
   assert "loss.temperature: was 4.0, now 3.0" in output
   assert "log_every" not in output and "Traceback" not in output
 
@@ -191,7 +191,7 @@ def test_evaluate_scores_in_native_space(place, finished):
 
 
 def test_training_subjects_are_refused(place, finished):
-  output = place.finish(place.main("--mode=evaluate", f"--workdir={finished}", "--split=train"), 2)
+  output = place.finish(place.main("--mode=evaluate", f"--workdir={finished}", "--split=train"), 1)
   assert "REFUSED" in output and "Traceback" not in output
 
 
@@ -210,7 +210,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_term(place, finished):
     images[:] = np.nan
     np.save(path, images)
 
-  output = place.finish(place.start("diverged", **settings), 2)
+  output = place.finish(place.start("diverged", **settings), 1)
   assert f"error: step {kept + 1}: loss/" in output and "is nan" in output
   assert f"The checkpoint of step {kept}" in output and "Traceback" not in output
   assert max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*")) == kept
@@ -223,7 +223,7 @@ def test_bad_cases_are_listed_and_can_be_left_out(place, finished):
     (place.folder / "bad" / f"case{i}").symlink_to(place.folder / "data" / f"case{i}")
   (bad / "case9_t1.nii.gz").unlink()
   root = place.folder / "bad"
-  output = place.finish(place.start("bad_run", "--mode=prepare", data__root=root), 2)
+  output = place.finish(place.start("bad_run", "--mode=prepare", data__root=root), 1)
   assert "case9" in output and "t1" in output and "skip_bad_cases" in output
   settings = {"data__root": root, "data__skip_bad_cases": True, "train__epochs": 1}
   output = place.finish(place.start("bad_run", **settings))
@@ -237,16 +237,16 @@ def test_bad_cases_are_listed_and_can_be_left_out(place, finished):
     (["--config=configs/brats21.py:papper"], "unknown variant 'papper'; known: paper, t1"),
     (["--config=configs/brats21.py", "--config.data.fld=1"], "fld"),
     (["--config=configs/brats21.py", "--config.data.root=/nowhere"], "no data folder /nowhere"),
-    (["--config=configs/brats21.py", "--config.data.patch=(100,128,128)"], "multiples of 8"),
+    (["--config=configs/brats21.py", "--config.data.patch=(100,128,128)"], "must be a multiple of 8"),
     (["--config=configs/brats21.py", "stray"], "what is 'stray'?"),
     (["--mode=evaluate", "--workdir=/nowhere"], "no work directory"),
-    (["--mode=dance", "--config=configs/brats21.py"], "train, prepare, evaluate"),
+    (["--mode=dance", "--config=configs/brats21.py"], "train|prepare|evaluate"),
   ],
 )
 def test_misuse_is_answered_in_one_message(place, flags, message):
   flags = [flag.replace("configs/", f"{REPOSITORY}/configs/") for flag in flags]
   process = place.main(*flags)
   output = process.communicate(timeout=120)[0]
-  assert process.returncode in (1, 2), output
-  assert message.replace("|", ", ") in output.replace("|", ", "), output
+  assert process.returncode == 1, output
+  assert message in output
   assert "Traceback" not in output
