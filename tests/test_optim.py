@@ -132,7 +132,7 @@ def test_weight_decay_shrinks_parameters_by_the_learning_rate():
     (1, 0, [0.5, 0.1, 0.1, 0.4, 0.4, 0.6, 0.1], [2, 4]),
     (0, 0, [0.5, 0.5, 0.5], [1, 2]),
     # Earlier epochs neither set the best nor use up patience.
-    (1, 3, [0.9, 0.1, 0.1, 0.2, 0.2, 0.2, 0.3], [5]),
+    (1, 3, [0.9, 0.1, 0.9, 0.2, 0.2, 0.2, 0.3], [5]),
     (5, 0, [0.5] + [0.4] * 11, [6]),
   ],
 )

@@ -29,7 +29,7 @@ SPEC = FrameworkSpec(
   student=("t1ce",), teachers={name: (name,) for name in TEACHERS}, filters=(4, 4, 8, 8)
 )
 CONFIDENCE = ConfidenceSettings()
-STEPS = 12
+STEPS = 10
 RATE = 1.0
 EMA_DECAY = 0.2
 
@@ -157,7 +157,8 @@ def test_every_mesh_gives_the_same_numbers(programs, first_state):
     assert_alike(our_state, state, f"mesh {shape}", atol=1e-6)
   # The tolerance is far below what two steps do: a gradient wrong by a factor would be seen.
   before, after = flat(first_state.params), flat(state.params)
-  moved = {name: np.abs(after[name] - before[name]).max() for name in before if "conv_" in name}
+  kernels = [name for name in before if "conv" in name and "kernel" in name]
+  moved = {name: np.abs(after[name] - before[name]).max() for name in kernels}
   assert min(moved.values()) > 2e-5
 
 
@@ -263,29 +264,28 @@ def test_the_step_is_not_compiled_again_for_its_own_state(programs):
   executable(after, batch)  # which refuses all others
 
 
+ABSTRACT_BATCH = {
+  "image": jax.ShapeDtypeStruct((1, 4, 16, 16, 16), jnp.float16),
+  "label": jax.ShapeDtypeStruct((1, 16, 16, 16), jnp.uint8),
+}
+
+
 def types(tree):
   return {name: (x.shape, x.dtype, x.weak_type) for name, x in flat(tree).items()}
 
 
-@pytest.mark.parametrize(("update", "ema"), [("epoch", True), ("ema", False)])
-def test_the_state_keeps_its_types(framework, update, ema):
+def test_the_state_keeps_its_types(framework):
   """With the real optimisers; a weak type would have the step compiled twice."""
   settings = OptimizerSettings(clip_norm=1.0, weight_decay=0.1)
   optimizers = {group: optimizer(settings, 100) for group in GROUPS}
-  confidence = ConfidenceSettings(update=update)
-  state = init_state(framework, optimizers, confidence, jax.random.key(0), ema=ema)
+  state = init_state(framework, optimizers, CONFIDENCE, jax.random.key(0), ema=True)
   step = make_train_step(
-    framework, optimizers, LossSettings(), confidence, steps_per_epoch=3, ema_decay=0.9
+    framework, optimizers, LossSettings(), CONFIDENCE, steps_per_epoch=3, ema_decay=0.9
   )
-  batch = {
-    "image": jax.ShapeDtypeStruct((1, 4, 16, 16, 16), jnp.float16),
-    "label": jax.ShapeDtypeStruct((1, 16, 16, 16), jnp.uint8),
-  }
-  after, metrics = jax.eval_shape(step, state, batch)
+  after, metrics = jax.eval_shape(step, state, ABSTRACT_BATCH)
   assert jax.tree.structure(after) == jax.tree.structure(state)
   assert types(after) == types(state)
   assert not any(weak for _, _, weak in types(state).values())
-  assert (after.ema is None) == (not ema)
   assert all((m.shape, m.dtype) == ((), jnp.float32) for m in metrics.values())
 
 
@@ -294,11 +294,8 @@ def test_a_student_alone_has_a_step_too():
   optimizers = {group: optimizer(OptimizerSettings(), 100) for group in GROUPS}
   state = init_state(framework, optimizers, CONFIDENCE, jax.random.key(0))
   step = make_train_step(framework, optimizers, LossSettings(), CONFIDENCE, steps_per_epoch=3)
-  batch = {
-    "image": jax.ShapeDtypeStruct((1, 4, 16, 16, 16), jnp.float16),
-    "label": jax.ShapeDtypeStruct((1, 16, 16, 16), jnp.uint8),
-  }
-  after, metrics = jax.eval_shape(step, state, batch)
+  after, metrics = jax.eval_shape(step, state, ABSTRACT_BATCH)
+  assert jax.tree.structure(after) == jax.tree.structure(state)  # no average that none asked for
   assert types(after) == types(state)
   assert metrics.keys() == {
     "loss/supervised",

@@ -185,6 +185,12 @@ def test_the_activation_of_the_fusion_comes_before_its_last_convolution():
   np.testing.assert_allclose(bent(features), leaky @ kernel + bias, atol=1e-5)
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(32, 4), (96, 6), (24, 6), (64, 4), (4, 4)])
+def test_group_norm_has_six_groups_where_they_fit(channels, groups):
+  norm = blocks.group_norm(channels, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  assert norm.num_groups == groups
+
+
 # --- Convolutions -----------------------------------------------------------------------------
 
 
