@@ -164,7 +164,10 @@ def batch_sharding(mesh: Mesh) -> dict[str, NamedSharding]:
 
 
 def compile_step(step: Callable, mesh: Mesh) -> Callable:
-  """jit over the mesh: state replicated and donated, batch sharded, metrics replicated."""
+  """jit over the mesh: state replicated and donated, batch sharded, metrics replicated.
+
+  Put the first state on the mesh before the first call, or that call compiles a program of its own.
+  """
   replicated = NamedSharding(mesh, P())
   return jax.jit(
     step,

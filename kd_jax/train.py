@@ -34,6 +34,7 @@ from kd_jax.step import TrainState
 from kd_jax.validate import Validation, validate
 
 CONFIG_FILE = "config.json"
+_LEAST_DEPTH = 4 * inference.DOWNSAMPLING
 
 
 class NonFiniteError(UserError):
@@ -230,6 +231,13 @@ def _check_mesh(config: Config, mesh: Mesh) -> None:
       f"data.patch = {config.data.patch}: with train.space = {space} its first side must be a "
       f"multiple of {inference.DOWNSAMPLING * space}"
     )
+  # XLA's partitioner gives kernel gradients that are wrong by a factor where the coarsest level,
+  # split both ways, is two slices deep (seen with jax 0.10.2; three and more are right).
+  if data > 1 and space > 1 and config.data.patch[0] < _LEAST_DEPTH:
+    raise ConfigError(
+      f"data.patch = {config.data.patch}: where devices share both batch and volume, its first "
+      f"side must be at least {_LEAST_DEPTH}"
+    )
 
 
 @contextlib.contextmanager
@@ -278,7 +286,7 @@ def _non_finite(
 def _claim_workdir(workdir: Path, raw: Mapping[str, Any]) -> list[str]:
   """Writes the configuration; says what has changed since the run began."""
   path, changed = workdir / CONFIG_FILE, []
-  if any(workdir.glob("checkpoints/[0-9]*")):
+  if any(folder.name.isdigit() for folder in workdir.glob("checkpoints/*")):
     changed = config_lib.check_resumable(config_lib.read(path), raw, workdir)
   config_lib.write(path, raw)
   return changed

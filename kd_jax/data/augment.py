@@ -60,18 +60,16 @@ def _flip(key, images, labels, probability):
 
 def _intensities(key, x, inside, settings):
   """(B, M, D, H, W) -> the same: gamma, contrast, brightness, noise, each now and then."""
-  shape = (*x.shape[:2], 1, 1, 1)
-  keys = iter(jax.random.split(key, 9))
-
-  def draw(limit: float) -> jax.Array:
-    """(B, M, 1, 1, 1): uniform in [-limit, limit] where the change happens, else 0."""
-    happens = jax.random.bernoulli(next(keys), settings.intensity, shape)
-    return happens * jax.random.uniform(next(keys), shape, minval=-limit, maxval=limit)
+  draw_key, noise_key = jax.random.split(key)
+  # One draw for all: each random program of its own costs a second of compilation on CPU.
+  chances, sizes = jax.random.uniform(draw_key, (2, 4, *x.shape[:2], 1, 1, 1))
+  by = jnp.where(chances < settings.intensity, 2 * sizes - 1, 0)  # (4, B, M, 1, 1, 1) in [-1, 1)
+  gamma, contrast, brightness, noise = by
 
   low = jnp.min(x, axis=(2, 3, 4), keepdims=True, where=inside, initial=0)
   high = jnp.max(x, axis=(2, 3, 4), keepdims=True, where=inside, initial=0)
   span = jnp.maximum(high - low, 1e-3)
   level = jnp.clip((x - low) / span, 0, 1)
-  x = low + span * level ** jnp.exp(draw(settings.gamma))
-  x = x * jnp.exp(draw(settings.contrast)) + draw(settings.brightness)
-  return x + jnp.abs(draw(settings.noise)) * jax.random.normal(next(keys), x.shape)
+  x = low + span * level ** jnp.exp(settings.gamma * gamma)
+  x = x * jnp.exp(settings.contrast * contrast) + settings.brightness * brightness
+  return x + jnp.abs(settings.noise * noise) * jax.random.normal(noise_key, x.shape)

@@ -3,6 +3,8 @@
 Parameters are a nested dict of arrays with two groups, one for each optimiser:
 
   {"cohort": {"teachers": {name: ...}, "fusion": {level: ...}}, "student": ...}
+
+An empty group has no key: no "fusion" at 0 levels, an empty "cohort" without teachers.
 """
 
 from collections.abc import Mapping, Sequence
