@@ -2,64 +2,58 @@
 
   python main.py --config=configs/quickstart.py
   python main.py --config=configs/brats21.py:two_level --config.data.root=/data/BraTS2021
-  python main.py --mode=evaluate --workdir=runs/brats21-fold0
+  python main.py --mode=evaluate --checkpoint=runs/brats21-fold0
+  python main.py --mode=predict --checkpoint=runs/brats21-fold0 --input=scan.nii.gz --output=masks
 
+What each mode does and which flags it takes: kd_jax/modes.py.
 Worker processes import this file again: nothing heavy may happen outside main().
 """
 
-import os
 import sys
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from kd_jax.errors import ConfigError, UserError
+from kd_jax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, [:variant,variant].")
-MODE = flags.DEFINE_enum(
-  "mode", "train", ("train", "prepare", "evaluate"), "Train or go on; fill the cache; score."
+MODES = (
+  *("train", "prepare", "evaluate", "cross_validate", "compare"),
+  *("predict", "visualize", "export_student", "import_torch"),
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; default runs/NAME-foldK.")
-SPLIT = flags.DEFINE_string("split", "val", "Which cases to evaluate on.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes (jax.distributed).")
+_CHECKPOINT = "A run, or an exported student; several, with commas, are averaged."
+_LABELS = "Label convention: brats2018 ... brats2021, brats2023, brats2024, or auto."
+_MAPPING = "BraTS name_mapping.csv: who is who across the years."
+
+flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, [:variant,variant].")
+flags.DEFINE_string("workdir", None, "Where the run lies; default runs/NAME-foldK.")
+flags.DEFINE_string("checkpoint", None, _CHECKPOINT)
+flags.DEFINE_string("input", None, "What to read: a scan, a case, a folder of them, a list.")
+flags.DEFINE_string("output", None, "Folder for what is written.")
+flags.DEFINE_string("labels", "auto", _LABELS)
+flags.DEFINE_bool("probabilities", False, "Write probability maps of WT, TC and ET too.")
+flags.DEFINE_string("window", None, "sliding, whole or auto (by memory); default: the student's.")
+flags.DEFINE_float("overlap", None, "Of sliding windows, 0 to 0.95; default: the student's.")
+flags.DEFINE_bool("mirror", None, "Average over the eight mirror images.")
+flags.DEFINE_string("data_root", None, "Other data than the run's own.")
+flags.DEFINE_string("split", None, "val or all: which cases to score.")
+flags.DEFINE_bool("exclude_training_subjects", False, "Leave them out instead of refusing.")
+flags.DEFINE_string("name_mapping", None, _MAPPING)
+flags.DEFINE_string("predictions", None, "A folder of masks to score, of any program.")
+flags.DEFINE_string("truth", None, "The folder of label maps to score them against.")
+flags.DEFINE_string("prediction_labels", "auto", "Label convention of the masks; as the truth's.")
+flags.DEFINE_string("modality", "t1ce", "What an imported student reads.")
+flags.DEFINE_list("folds", [], "Folds to cross-validate here; default all.")
+flags.DEFINE_bool("distributed", False, "One of several processes (jax.distributed).")
 
 
 def main(argv: list[str]) -> None:
+  from kd_jax import modes
+
   try:
-    if argv[1:]:
-      raise ConfigError(f"what is {argv[1]!r}? Settings look like --config.data.fold=1")
-    run()
+    modes.run(flags.FLAGS, CONFIG.value, argv[1:])
   except UserError as error:
     sys.exit(f"error: {error}")
-
-
-def run() -> None:
-  import jax
-
-  from kd_jax import config as config_lib
-  from kd_jax.data import dataset
-  from kd_jax.evaluate import evaluate
-  from kd_jax.runlog import Terminal, quiet_libraries
-  from kd_jax.train import train
-
-  quiet_libraries()
-  if CONFIG.value is None and not (MODE.value == "evaluate" and WORKDIR.value):
-    raise ConfigError("give --config=configs/..., or --mode=evaluate with --workdir=...")
-  raw = None if CONFIG.value is None else config_lib.to_dict(CONFIG.value)
-  config = None if raw is None else config_lib.parse(raw)
-  workdir = Path(WORKDIR.value or f"runs/{config.name}-fold{config.data.fold}")
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    jax.config.update("jax_compilation_cache_dir", str(Path("runs/compiled").absolute()))
-  if DISTRIBUTED.value:
-    jax.distributed.initialize()
-  terminal = Terminal()
-  if MODE.value == "train":
-    train(raw, workdir, terminal)
-  elif MODE.value == "prepare":
-    dataset.report(config.data, terminal.progress, terminal.line)
-  else:
-    evaluate(workdir, SPLIT.value, raw, terminal)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -84,7 +84,7 @@ def base(name: str, root: str) -> ConfigDict:
         "validate_cases": 40,
         "pictures": 3,
       },
-      "predict": {"mode": "sliding", "overlap": 0.5},
+      "predict": {"mode": "sliding", "overlap": 0.5, "mirror": False},
     }
   )
 

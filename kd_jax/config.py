@@ -27,6 +27,8 @@ from kd_jax.objective import LossSettings
 from kd_jax.optim import GROUPS, SCHEDULES, OptimizerSettings
 from kd_jax.storage import write_text
 
+CONFIG_FILE = "config.json"  # in a work directory
+
 
 @dataclass(frozen=True)
 class OptimSettings:
@@ -102,13 +104,11 @@ MAY_CHANGE = (
   "train.keep",
   "train.pictures",
 )
-# An evaluation may look at the volumes in another way too.
-MAY_CHANGE_TO_EVALUATE = (*MAY_CHANGE, "predict.mode", "predict.overlap")
 
 
 def parse(config: Mapping[str, Any]) -> Config:
   """The typed view of a configuration. ConfigError if a setting is unknown, missing or wrong."""
-  typed = _build(Config, config, "config")
+  typed = build(Config, config, "config")
   _check(typed)
   return typed
 
@@ -175,7 +175,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def _build(kind: Any, value: Any, name: str) -> Any:
+def build(kind: Any, value: Any, name: str) -> Any:
   """value as kind: a dataclass, a tuple, a mapping or a plain type; errors carry the name."""
   origin, arguments = typing.get_origin(kind), typing.get_args(kind)
   if dataclasses.is_dataclass(kind):
@@ -187,11 +187,11 @@ def _build(kind: Any, value: Any, name: str) -> Any:
     if not many and len(value) != len(arguments):
       raise ConfigError(f"{name} = {tuple(value)}: expected {len(arguments)} values")
     kinds = [arguments[0]] * len(value) if many else arguments
-    return tuple(_build(k, v, name) for k, v in zip(kinds, value, strict=True))
+    return tuple(build(k, v, name) for k, v in zip(kinds, value, strict=True))
   if origin is not None and issubclass(origin, Mapping):
     if not isinstance(value, Mapping) and not hasattr(value, "items"):
       raise ConfigError(f"{name} = {value!r}: expected names with values")
-    return {key: _build(arguments[1], v, f"{name}.{key}") for key, v in value.items()}
+    return {key: build(arguments[1], v, f"{name}.{key}") for key, v in value.items()}
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -209,7 +209,7 @@ def _build_dataclass(kind: type, value: Any, name: str) -> Any:
     raise ConfigError(did_you_mean("setting", f"{name}.{unknown[0]}", known))
   if missing := [key for key in known if key not in given]:
     raise ConfigError(f"{name}.{missing[0]} is missing")
-  return kind(**{key: _build(hints[key], given[key], f"{name}.{key}") for key in known})
+  return kind(**{key: build(hints[key], given[key], f"{name}.{key}") for key in known})
 
 
 # --- What is possible -------------------------------------------------------------------------

@@ -30,6 +30,11 @@ class CaseError(UserError):
     self.case, self.file, self.finding, self.remedy = case, str(file), finding, remedy
     super().__init__(case, self.file, finding, remedy)  # all arguments: it survives pickling
 
+  @property
+  def reason(self) -> str:
+    """What is wrong, without the case's name."""
+    return f"{self.finding} ({self.file})" if self.file else self.finding
+
   def __str__(self) -> str:
     where = f" ({self.file})" if self.file else ""
     return f"case {self.case}{where}: {self.finding}. {self.remedy}"
@@ -38,3 +43,8 @@ class CaseError(UserError):
 def did_you_mean(what: str, name: object, known: Sequence[str]) -> str:
   """A message for an unknown name that lists the known ones."""
   return f"unknown {what} {name!r}; known: {', '.join(known)}"
+
+
+def some(names: Sequence[str]) -> str:
+  """Up to ten names, and how many more there are."""
+  return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

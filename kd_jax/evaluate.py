@@ -1,174 +1,227 @@
-"""Scores of a trained student on whole scans, in the scans' own space."""
+"""--mode=evaluate: scores of students on scans, in the scans' own space.
 
-import csv
-import io
-import json
-from collections.abc import Mapping
+Students are scored as they are deployed: through the same program as --mode=predict, from the
+scan files of their own modalities. No one is scored on the subjects it was trained on.
+"""
+
+from collections.abc import Sequence
+from concurrent import futures
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from kd_jax import config as config_lib
-from kd_jax import inference, optim
-from kd_jax import step as step_lib
-from kd_jax.checkpoint import Checkpoints
-from kd_jax.data import cache, grid, labels, nifti
-from kd_jax.data.cases import MODALITIES, Case
-from kd_jax.data.dataset import FOLDS_FILE, open_dataset
-from kd_jax.data.entry import open_entry
-from kd_jax.data.labels import CLASSES, REGIONS
-from kd_jax.errors import ConfigError, UserError, did_you_mean
-from kd_jax.metrics.volumetric import EMPTY_MASK_RULE, SLICE_DICE_NOTE, score_case
-from kd_jax.models.framework import Framework
-from kd_jax.runlog import Terminal, table
-from kd_jax.storage import write_text
-from kd_jax.train import CONFIG_FILE
+from kd_jax import scores as scores_lib
+from kd_jax import subjects as subjects_lib
+from kd_jax.data import folds, nifti
+from kd_jax.data.cases import Case, find_cases
+from kd_jax.data.dataset import FOLDS_FILE
+from kd_jax.deploy import Ensemble, Prepared, load_scan, native_classes, overlapped
+from kd_jax.errors import CaseError, ConfigError, UserError, did_you_mean, some
+from kd_jax.open_student import is_run
+from kd_jax.report.illustrate import illustrate
+from kd_jax.runlog import Terminal, read_numbers
+from kd_jax.scored import Scored, data_facts, packed, score_against
+from kd_jax.student import Student
 
-SPLITS = ("val",)
-METRICS = [f"{kind}_{region}" for kind in ("dice", "slice_dice_reference") for region in REGIONS]
+SPLITS = ("val", "all")
+_CONTENT_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+  """Which cases to score a student on.
+
+  Attributes:
+    data_root: a folder of cases; None for the run's own.
+    split: "val", the run's validation cases; "all"; None for "val" of the run's own data and
+      "all" of another folder.
+    labels: the data's label convention, or "auto".
+    exclude_training_subjects: leave them out instead of refusing.
+    name_mapping: a BraTS name_mapping.csv, or None.
+  """
+
+  data_root: Path | None = None
+  split: str | None = None
+  labels: str = "auto"
+  exclude_training_subjects: bool = False
+  name_mapping: Path | None = None
 
 
 def evaluate(
-  workdir: Path, split: str, changes: Mapping[str, Any] | None, terminal: Terminal
+  ensemble: Ensemble, choice: Choice, output: Path | None, terminal: Terminal
 ) -> dict[str, Any]:
-  """Scores the best student of a work directory on one split of its data.
+  """Scores one student, or the mean of several, on cases that none was trained on.
 
   Args:
-    workdir: where a run has trained.
-    split: "val", the fold's validation cases.
-    changes: a configuration whose settings may differ from the run's where that leaves the student
-      as it is (the data's place, how volumes are looked at); None for the run's own.
-    terminal: where to tell.
+    output: where the files go; None for RUN/evaluation/SPLIT (or the data's name) of a single run.
 
   Returns:
-    What summary.json holds; it and scores.csv lie in WORKDIR/evaluation/SPLIT.
+    What summary.json holds.
 
   Raises:
-    UserError: training subjects are asked for, or something is missing.
+    UserError: training subjects among the cases, or something missing. Cases that could not be
+      scored are in the summary: see `check_complete`.
   """
-  if split == "train":
+  students = ensemble.students
+  root, split = _where(students, choice)
+  folder = output or _default_output(students, choice, root, split)
+  cases, facts = _cases(students, root, split, choice.labels)
+  known = [subject for student in students for subject in student.train]
+  if not known:
+    terminal.line("warning: whom the student was trained on is not known; nothing can be refused")
+  found = _find_training_subjects(ensemble, cases, known, choice, terminal)
+  if found and not choice.exclude_training_subjects:
+    raise subjects_lib.refuse(found, len(cases))
+  cases = [case for case in cases if case.name not in found]
+  if not cases:
+    raise UserError("no case is left to score: all of them are training subjects")
+  names = ", ".join(student.source for student in students)
+  terminal.line(
+    f"{names}: {'+'.join(ensemble.modalities)}, {len(cases)} cases of {root}, "
+    f"window {ensemble.settings.mode}"
+  )
+  scored = score_students(ensemble, cases, terminal)
+
+  own = len(students) == 1 and choice.data_root is None
+  title = (
+    f"{students[0].name}: validation cases of fold {facts.get('fold')}"
+    if own and split == "val"
+    else f"{', '.join(dict.fromkeys(s.name for s in students))} on {Path(root).name}"
+  )
+  summary = scores_lib.summarise(
+    title,
+    scored.scores,
+    students=students,
+    data={"root": str(root), "split": split, **facts, **data_facts(cases, scored)},
+    failed=scored.failed,
+    excluded=found,
+    notes=_notes(students, cases),
+    prediction=ensemble.describe(),
+  )
+  shown = illustrate(folder, scored.scores, scored.mask, cases, ensemble.modalities, terminal)
+  histories = {s.source: h for s in students if (h := read_numbers(Path(s.source)))}
+  scores_lib.write(folder, summary, scored.scores, shown, histories, terminal)
+  return summary
+
+
+def score_students(ensemble: Ensemble, cases: Sequence[Case], terminal: Terminal) -> Scored:
+  """Predicts and scores every case."""
+  scored = Scored()
+
+  def load(case: Case) -> Prepared:
+    if case.seg is None:
+      raise CaseError(case.name, case.folder, "no label map", "Add the seg file.")
+    return load_scan(ensemble, case, terminal.line)
+
+  def score(case: Case, prepared: Prepared, probabilities: np.ndarray) -> None:
+    predicted = native_classes(probabilities, prepared)
+    scored.scores[case.name] = score_against(case, predicted, prepared.reference)
+    scored.masks[case.name] = packed(predicted)
+
+  progress = terminal.progress("predicting and scoring")
+  for error in overlapped(cases, load, ensemble.predict, score, progress):
+    scored.failed[error.case] = error.reason
+  return scored
+
+
+# --- Pieces -----------------------------------------------------------------------------------
+
+
+def _where(students: Sequence[Student], choice: Choice) -> tuple[Path, str]:
+  """(data root, split). UserError if the split is refused, or the choice makes no sense."""
+  if choice.split == "train":
     raise UserError(
       "REFUSED: --split=train would score the student on the subjects it was trained on. Such "
       "numbers say nothing about new patients and must not be reported. Use --split=val."
     )
-  if split not in SPLITS:
-    raise ConfigError(did_you_mean("split", split, SPLITS))
-  raw = config_lib.read(workdir / CONFIG_FILE)
-  if changes is not None:
-    allowed = config_lib.MAY_CHANGE_TO_EVALUATE
-    for line in config_lib.check_resumable(raw, changes, workdir, allowed):
-      terminal.line(f"changed since training: {line}")
-    raw = changes
-  config = config_lib.parse(raw)
-  if not (workdir / FOLDS_FILE).exists():
-    raise UserError(f"{workdir} has no {FOLDS_FILE}: which subjects it was trained on is not known")
-  dataset = open_dataset(config.data, workdir, terminal.progress)
-  _refuse_training_patients(dataset.cases, dataset.train, dataset.val)
-
-  framework = Framework(config.model)
-  checkpoints = Checkpoints(workdir, read_only=True)
-  step = checkpoints.best_step()
-  networks = checkpoints.restore_networks(step, _abstract_state(framework, config))
-  averaged = networks.ema is not None
-  student = networks.ema if averaged else networks.params["student"]
-  terminal.line(
-    f"{config.name}: student ({'+'.join(config.model.student)}) of step {step}"
-    f"{', averaged parameters' if averaged else ''}, {len(dataset.val)} {split} cases"
-  )
-
-  entries = {name: open_entry(dataset.entries[name]) for name in dataset.val}
-  shapes = [entry.images.shape[1:] for entry in entries.values()]
-  predict = inference.make_predictor(
-    framework.network, inference.plan(shapes, config.data.patch, config.predict)
-  )
-  channels = [MODALITIES.index(modality) for modality in config.model.student]
-  progress = terminal.progress("scoring")
-  scores = {}
-  for done, (name, entry) in enumerate(entries.items(), 1):
-    probabilities = np.asarray(predict(student, entry.images[channels]))
-    predicted = to_native_classes(probabilities, entry.grid)
-    scores[name] = score_case(predicted, truth_of(dataset.cases[name]))
-    progress(done, len(entries), name)
-
-  summary = {
-    "name": config.name,
-    "split": split,
-    "fold": config.data.fold,
-    "checkpoint_step": step,
-    "cases": len(scores),
-    "left_out": sorted({error.case for error in dataset.bad}),
-    "space": "the scan's own",
-    "empty_masks": EMPTY_MASK_RULE,
-    "mean_dice": {region: _mean(scores, f"dice_{region}") for region in REGIONS},
-    "slice_dice_reference": {
-      "note": SLICE_DICE_NOTE,
-      "mean": {region: _mean(scores, f"slice_dice_reference_{region}") for region in REGIONS},
-    },
-  }
-  folder = workdir / "evaluation" / split
-  write_text(folder / "scores.csv", _csv(scores))
-  write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-  _tell(terminal, scores, summary, folder)
-  if dataset.bad:
-    terminal.line(f"left out, as you asked:\n{cache.error_table(dataset.bad)}")
-  return summary
-
-
-def to_native_classes(probabilities: np.ndarray, where: grid.Grid) -> np.ndarray:
-  """(K, *grid.shape) probabilities -> (*native_shape) classes; background outside the box."""
-  outside = [1.0] + [0.0] * (len(CLASSES) - 1)
-  return np.argmax(grid.from_grid(probabilities, where, outside), axis=0).astype(np.uint8)
-
-
-def truth_of(case: Case) -> np.ndarray:
-  """(D, H, W) classes of the label map, in the scan's own space."""
-  return labels.to_classes(nifti.read(case.seg).data, case.convention)
-
-
-def _refuse_training_patients(cases: Mapping[str, Case], train: list[str], val: list[str]) -> None:
-  """The folds were checked when they were made; a file may have been edited since."""
-  both = {cases[name].patient for name in train} & {cases[name].patient for name in val}
-  if both:
-    raise UserError(
-      f"REFUSED: {len(both)} patients stand in training and validation: {sorted(both)[:10]}"
+  if choice.split not in (None, *SPLITS):
+    raise ConfigError(did_you_mean("--split", choice.split, SPLITS))
+  runs = [student for student in students if student.settings]
+  split = choice.split or ("val" if choice.data_root is None else "all")
+  if choice.data_root is None and len(runs) != len(students):
+    raise ConfigError("an exported student has no data of its own: give --data_root")
+  if split == "val" and (len(students) > 1 or not runs):
+    raise ConfigError(
+      "--split=val is for one run: students of several folds have no validation cases in common. "
+      "Give --data_root of data that none was trained on, or use --mode=cross_validate"
     )
+  return choice.data_root or Path(runs[0].settings["data"]["root"]), split
 
 
-def _abstract_state(framework: Framework, config: config_lib.Config) -> step_lib.TrainState:
-  """The shapes of a checkpoint's state; nothing is computed."""
-  optimizers = {group: optim.optimizer(s, 1) for group, s in config.optim.groups.items()}
-  ema = config.optim.ema_decay > 0
-  return jax.eval_shape(
-    lambda key: step_lib.init_state(framework, optimizers, config.confidence, key, ema=ema),
-    jax.random.key(0),
-  )
+def _default_output(students: Sequence[Student], choice: Choice, root: Path, split: str) -> Path:
+  source = Path(students[0].source)
+  if len(students) > 1 or not is_run(source):
+    raise ConfigError("give --output: a folder for the scores")
+  name = split if choice.data_root is None else root.resolve().name
+  return source / "evaluation" / (f"{name}-val" if choice.data_root and split == "val" else name)
 
 
-def _mean(scores: Mapping[str, Mapping[str, float]], metric: str) -> float:
-  return float(np.mean([case[metric] for case in scores.values()]))
+def _cases(
+  students: Sequence[Student], root: Path, split: str, convention: str
+) -> tuple[list[Case], dict[str, Any]]:
+  """The cases to score, and facts on the split for the summary."""
+  settings = students[0].settings
+  if settings and convention == "auto" and str(root) == settings["data"]["root"]:
+    convention = settings["data"]["labels"]
+  cases = find_cases(root, convention)
+  if split == "all":
+    return cases, {}
+  path = Path(students[0].source) / FOLDS_FILE
+  if not path.exists():
+    raise UserError(f"{path.parent} has no {FOLDS_FILE}: which subjects it was trained on is lost")
+  kept = folds.read(path)
+  fold = settings["data"]["fold"]
+  train, val = folds.split(kept, fold)
+  by_name = {case.name: case for case in cases}
+  if missing := [name for name in val if name not in by_name]:
+    raise UserError(f"{root} lacks validation cases of {path}: {some(missing)}")
+  patients = {by_name[name].patient for name in val}
+  if both := patients & {by_name[name].patient for name in train if name in by_name}:
+    raise UserError(  # the folds were checked when they were made; a file may have been edited
+      f"REFUSED: {len(both)} patients stand in training and validation: {some(sorted(both))}"
+    )
+  return [by_name[name] for name in val], {"fold": fold, "folds": folds.count(kept)}
 
 
-def _csv(scores: Mapping[str, Mapping[str, float]]) -> str:
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(["case", *METRICS])
-  for name, case in scores.items():
-    writer.writerow([name, *(f"{case[metric]:.6f}" for metric in METRICS)])
-  return text.getvalue()
-
-
-def _tell(
+def _find_training_subjects(
+  ensemble: Ensemble,
+  cases: Sequence[Case],
+  known: Sequence[subjects_lib.Subject],
+  choice: Choice,
   terminal: Terminal,
-  scores: Mapping[str, Mapping[str, float]],
-  summary: Mapping[str, Any],
-  folder: Path,
-) -> None:
-  rows = [[name, *(case[metric] for metric in METRICS)] for name, case in scores.items()]
-  rows.append(["mean", *(_mean(scores, metric) for metric in METRICS)])
-  head = ["case", *(f"Dice {r}" for r in REGIONS), *(f"slice ref. {r}" for r in REGIONS)]
-  terminal.line(
-    f"volumetric Dice in {summary['space']} space; {EMPTY_MASK_RULE}\n{table(head, rows)}\n"
-    f"slice ref.: {SLICE_DICE_NOTE}\nwritten: {folder / 'scores.csv'}, {folder / 'summary.json'}"
-  )
+) -> dict[str, str]:
+  """Cases that a student was trained on, by id, name mapping or image content -> how that shows."""
+  if not known:
+    return {}
+  mapping = subjects_lib.read_name_mapping(choice.name_mapping) if choice.name_mapping else ()
+  progress = terminal.progress("looking for training subjects")
+
+  def subject(case: Case) -> subjects_lib.Subject:
+    volumes = {}
+    for modality in ensemble.modalities:
+      try:
+        volumes[modality] = nifti.read(case.images[modality])
+      except (KeyError, ValueError):  # missing, unreadable: whoever predicts will say so
+        continue
+    return subjects_lib.subject_of(case, volumes)
+
+  found = []
+  with futures.ThreadPoolExecutor(_CONTENT_THREADS) as pool:
+    for done, result in enumerate(pool.map(subject, cases), 1):
+      found.append(result)
+      progress(done, len(cases), result.name)
+  return subjects_lib.find_known(found, known, mapping)
+
+
+def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:
+  """Sentences that belong to the numbers."""
+  chosen_by = [subject for student in students for subject in student.val]
+  here = [subjects_lib.Subject(case.name, case.patient, "", {}) for case in cases]
+  if count := len(subjects_lib.find_known(here, chosen_by)):
+    return [
+      f"the checkpoint was chosen by its score on validation cases; {count} of these "
+      f"{len(cases)} cases were among them, so their scores are slightly optimistic"
+    ]
+  return []

@@ -1,9 +1,10 @@
-"""Whole volumes through one network: windows that overlap, weighted and summed on the device.
+"""Whole volumes through one or more networks: windows that overlap, weighted and summed.
 
-All volumes of a run lie on a canvas of one size, and the number of windows is data, so that one
-program serves every case.
+A volume lies on a canvas of one of few sizes, and the number of windows is data, so that one
+program serves (nearly) every case; what it says of a case does not depend on the other cases.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,16 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kd_jax.data.grid import PAPER_SHAPE, Triple
 from kd_jax.data.labels import CLASSES
 from kd_jax.models.resunet import DOWNSAMPLING
 
-MODES = ("sliding", "whole")
+MODES = ("sliding", "whole", "auto")
 Network = Callable[
   [dict, jax.Array], jax.Array
 ]  # params, (B, D, H, W, M) -> (B, D, H, W, K) logits
-Triple = tuple[int, int, int]
+Member = tuple[Network, dict]
 
+HEAD_MM = (160.0, 192.0, 160.0)  # holds nearly every skull-stripped adult brain
 _SIGMA = 1 / 8  # of the window's side, as in nnU-Net
+_FLIPS = 8  # mirror images, of three axes
 
 
 @dataclass(frozen=True)
@@ -31,34 +35,65 @@ class PredictSettings:
   """How whole volumes are predicted.
 
   Attributes:
-    mode: "sliding", windows of the training patch's size; or "whole", one window a volume.
+    mode: "sliding", windows of the training patch's size; "whole", one window a volume; "auto",
+      whole where the device's memory allows, else sliding.
     overlap: the share of a window's side that the next one covers again, at least.
+    mirror: the mean over all eight mirror images.
   """
 
   mode: str = "sliding"
   overlap: float = 0.5
+  mirror: bool = False
 
 
 class Plan(NamedTuple):
-  """The shapes of one run's predictions: canvas (D, H, W), window (d, h, w)."""
+  """The shapes of a program: canvas (D, H, W), window (d, h, w); and how windows overlap."""
 
   canvas: Triple
   window: Triple
   overlap: float
 
 
-def plan(shapes: Sequence[Triple], patch: Triple, settings: PredictSettings) -> Plan:
-  """A canvas that holds every one of the volumes, and the window that passes over it."""
-  largest = [max(shape[axis] for shape in shapes) for axis in range(3)]
-  if settings.mode == "whole":
-    window = tuple(-(-n // DOWNSAMPLING) * DOWNSAMPLING for n in largest)
-    return Plan(window, window, 0.0)
-  # A volume smaller than the patch needs no more than itself: less work, the same result.
-  window = tuple(
-    min(p, -(-n // DOWNSAMPLING) * DOWNSAMPLING) for n, p in zip(largest, patch, strict=True)
+@dataclass(frozen=True)
+class Sizes:
+  """What the sizes of windows and canvases are chosen by.
+
+  Attributes:
+    patch: voxels a side that the networks were trained on.
+    head: voxels a side that hold a usual brain.
+    voxel_bytes: device memory that a network takes, a voxel of its window.
+    memory: bytes of device memory; None where it is not known.
+  """
+
+  patch: Triple
+  head: Triple
+  voxel_bytes: float = 0.0
+  memory: float | None = None
+
+
+def sizes(
+  patch: Triple, spacing: float, grid: str, voxel_bytes: float = 0.0, memory: float | None = None
+) -> Sizes:
+  """For volumes on a grid ("brain" at `spacing` mm, or "paper"); see Sizes for the rest."""
+  head = tuple(_up(round(mm / spacing), DOWNSAMPLING) for mm in HEAD_MM)
+  return Sizes(patch, PAPER_SHAPE if grid == "paper" else head, voxel_bytes, memory)
+
+
+def plan(shape: Triple, sizes: Sizes, settings: PredictSettings) -> Plan:
+  """The window for a volume of this shape, and a canvas that holds it and most others."""
+  whole = tuple(
+    _up(n, DOWNSAMPLING) if n <= head // 2 else head if n <= head else _up(n, 4 * DOWNSAMPLING)
+    for n, head in zip(shape, sizes.head, strict=True)
   )
-  canvas = tuple(max(n, w) for n, w in zip(largest, window, strict=True))
-  return Plan(canvas, window, settings.overlap)
+  fits = sizes.memory is not None and np.prod(whole) * sizes.voxel_bytes <= sizes.memory
+  if settings.mode == "whole" or (settings.mode == "auto" and fits):
+    return Plan(whole, whole, 0.0)
+  # The canvas costs memory but no work, so that few sizes are enough.
+  canvas = tuple(
+    max(patch, head if n <= head else _up(n, 64))
+    for n, patch, head in zip(shape, sizes.patch, sizes.head, strict=True)
+  )
+  return Plan(canvas, sizes.patch, settings.overlap)
 
 
 def window_starts(shape: Triple, window: Triple, overlap: float) -> np.ndarray:
@@ -71,43 +106,85 @@ def window_starts(shape: Triple, window: Triple, overlap: float) -> np.ndarray:
   return np.asarray(list(itertools.product(*axes)), np.int32)
 
 
-def make_predictor(network: Network, plan: Plan) -> Callable[[dict, np.ndarray], jax.Array]:
-  """A function (params, volume (M, D, H, W)) -> (K, D, H, W) class probabilities, float32.
+def predict(
+  members: Sequence[Member], volume: np.ndarray, sizes: Sizes, settings: PredictSettings
+) -> np.ndarray:
+  """Class probabilities of a volume, the mean over all members.
 
   Args:
-    network: logits of a batch of windows.
-    plan: as `plan` has it for all volumes that will come.
+    members: (network, its parameters); members of one architecture should share the network, so
+      that they share one program too.
+    volume: (M, D, H, W), the members' modalities on their grid.
+
+  Returns:
+    (K, D, H, W) float32.
   """
-  weight = _gaussian(plan.window)
-  # A number of windows no volume exceeds: the loop runs over those that are used.
-  capacity = len(window_starts(plan.canvas, plan.window, plan.overlap))
+  shape = volume.shape[1:]
+  chosen = plan(shape, sizes, settings)
+  starts = window_starts(shape, chosen.window, chosen.overlap)
+  # A number of windows that no volume on this canvas exceeds: the loop runs over those in use.
+  capacity = len(window_starts(chosen.canvas, chosen.window, chosen.overlap))
+  padded = np.zeros((capacity, 3), np.int32)
+  padded[: len(starts)] = starts
+  # Smaller than a window, a volume lies in its middle, as in training.
+  offset = [max(w - n, 0) // 2 for n, w in zip(shape, chosen.window, strict=True)]
+  box = tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+  canvas = np.zeros((*chosen.canvas, len(volume)), np.float32)
+  canvas[box] = np.moveaxis(volume, 0, -1)
+  on_device = jnp.asarray(canvas)
+  total = 0.0
+  for network, params in members:
+    count = np.int32(len(starts))
+    total += _predict(params, on_device, padded, count, network, chosen, settings.mirror)
+  return np.asarray(total)[(slice(None), *box)] / len(members)
 
-  @jax.jit
-  def predict(params: dict, canvas: jax.Array, starts: jax.Array, count: jax.Array) -> jax.Array:
-    def one_window(i, total):
-      origin = starts[i]
-      x = lax.dynamic_slice(canvas, (*origin, 0), (*plan.window, canvas.shape[-1]))
-      logits = network(params, x[None])[0].astype(jnp.float32)  # (d, h, w, K)
-      part = jax.nn.softmax(logits) * weight[..., None]
-      old = lax.dynamic_slice(total, (*origin, 0), part.shape)
-      return lax.dynamic_update_slice(total, old + part, (*origin, 0))
 
-    total = jnp.zeros((*plan.canvas, len(CLASSES)), jnp.float32)
-    total = lax.fori_loop(0, count, one_window, total)
-    mass = jnp.sum(total, axis=-1, keepdims=True)  # probabilities sum to 1: this is the weight
-    return jnp.moveaxis(total / jnp.maximum(mass, 1e-12), -1, 0)  # (K, D, H, W)
+@functools.partial(jax.jit, static_argnames=("network", "plan", "mirror"))
+def _predict(
+  params: dict,
+  canvas: jax.Array,
+  starts: jax.Array,
+  count: jax.Array,
+  network: Network,
+  plan: Plan,
+  mirror: bool,
+) -> jax.Array:
+  """canvas (*plan.canvas, M), the first count of starts (N, 3) -> (K, *plan.canvas) float32."""
+  weight = _gaussian(plan.window)[..., None]
 
-  def predict_volume(params: dict, volume: np.ndarray) -> jax.Array:
-    shape = volume.shape[1:]
-    starts = window_starts(shape, plan.window, plan.overlap)
-    padded = np.zeros((capacity, 3), np.int32)
-    padded[: len(starts)] = starts
-    canvas = np.zeros((*plan.canvas, len(volume)), np.float32)
-    canvas[tuple(map(slice, shape))] = np.moveaxis(volume, 0, -1)
-    probabilities = predict(params, canvas, padded, np.int32(len(starts)))
-    return probabilities[(slice(None), *map(slice, shape))]
+  def probabilities(x: jax.Array) -> jax.Array:  # (d, h, w, M) -> (d, h, w, K)
+    return jax.nn.softmax(network(params, x[None])[0].astype(jnp.float32))
 
-  return predict_volume
+  def one_window(i, total):
+    origin = starts[i]
+    x = lax.dynamic_slice(canvas, (*origin, 0), (*plan.window, canvas.shape[-1]))
+    part = weight * (_mirrored(probabilities, x) if mirror else probabilities(x))
+    old = lax.dynamic_slice(total, (*origin, 0), part.shape)
+    return lax.dynamic_update_slice(total, old + part, (*origin, 0))
+
+  total = jnp.zeros((*plan.canvas, len(CLASSES)), jnp.float32)
+  total = lax.fori_loop(0, count, one_window, total)
+  mass = jnp.sum(total, axis=-1, keepdims=True)  # probabilities sum to 1: this is the weight
+  return jnp.moveaxis(total / jnp.maximum(mass, 1e-12), -1, 0)
+
+
+def _mirrored(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+  """The mean of f over all mirror images of (d, h, w, M), each turned back; f is compiled once."""
+
+  def flip(x: jax.Array, i: jax.Array) -> jax.Array:
+    for axis in range(3):
+      x = jnp.where((i >> axis) & 1, jnp.flip(x, axis), x)
+    return x
+
+  def add(i: jax.Array, total: jax.Array) -> jax.Array:
+    return total + flip(f(flip(x, i)), i)
+
+  zeros = jnp.zeros(jax.eval_shape(f, x).shape, jnp.float32)
+  return lax.fori_loop(0, _FLIPS, add, zeros) / _FLIPS
+
+
+def _up(n: int, multiple: int) -> int:
+  return -(-n // multiple) * multiple
 
 
 def _gaussian(window: Triple) -> np.ndarray:

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -65,3 +66,16 @@ def memory() -> dict[str, float]:
   if stats and "peak_bytes_in_use" in stats:
     used["memory/device_gb"] = stats["peak_bytes_in_use"] / 1e9
   return used
+
+
+def free_memory() -> float | None:
+  """Bytes that a program may take: of the first device, or half of what the host has available."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and "bytes_limit" in stats:
+    return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+  try:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+  except OSError:
+    return None
+  fields = dict(line.split(":", 1) for line in lines)
+  return float(fields["MemAvailable"].split()[0]) * 1024 / 2

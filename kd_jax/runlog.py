@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 
 from kd_jax.storage import write_text
 
+NUMBERS_FILE = "metrics.jsonl"
 _PLAIN_EVERY_SECONDS = 10  # between lines of progress where there is no terminal
 
 
@@ -76,9 +77,8 @@ class RunLog:
 
   def __init__(self, workdir: Path, terminal: Terminal, step: int):
     self._terminal = terminal
-    self._jsonl = workdir / "metrics.jsonl"
-    _truncate(self._jsonl, step)
-    self._numbers = self._jsonl.open("a")
+    _truncate(workdir, step)
+    self._numbers = (workdir / NUMBERS_FILE).open("a")
     self._text = (workdir / "train.log").open("a")
     self._board = SummaryWriter(
       str(workdir / "tensorboard"),
@@ -113,18 +113,23 @@ class RunLog:
     self._text.close()
 
 
-def _truncate(path: Path, step: int) -> None:
-  """Drops lines beyond step, and a last line that a killed process left unfinished."""
-  if not path.exists():
-    return
-  kept = []
-  for line in path.read_text().splitlines(keepends=True):
+def read_numbers(workdir: Path) -> list[dict]:
+  """The lines of a run's metrics.jsonl; [] where there is none. A torn last line is left out."""
+  path = workdir / NUMBERS_FILE
+  lines = []
+  for line in path.read_text().splitlines() if path.exists() else ():
     try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line)
+      lines.append(json.loads(line))
     except ValueError:
       continue
-  write_text(path, "".join(kept))
+  return lines
+
+
+def _truncate(workdir: Path, step: int) -> None:
+  """Drops lines beyond step, and a last line that a killed process left unfinished."""
+  if (workdir / NUMBERS_FILE).exists():
+    kept = [json.dumps(line) + "\n" for line in read_numbers(workdir) if line["step"] <= step]
+    write_text(workdir / NUMBERS_FILE, "".join(kept))
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -18,7 +19,7 @@ from kd_jax import config as config_lib
 from kd_jax import inference, optim
 from kd_jax import step as step_lib
 from kd_jax.checkpoint import Checkpoints
-from kd_jax.config import Config
+from kd_jax.config import CONFIG_FILE, Config
 from kd_jax.data import augment, pipeline
 from kd_jax.data.cache import error_table
 from kd_jax.data.dataset import Dataset, open_dataset, spread
@@ -26,14 +27,14 @@ from kd_jax.data.entry import open_entry
 from kd_jax.data.labels import REGIONS
 from kd_jax.errors import ConfigError, UserError
 from kd_jax.interrupts import Interrupts
-from kd_jax.models.framework import Framework
+from kd_jax.models.framework import Framework, Params
 from kd_jax.monitor import Window, memory
 from kd_jax.optim import Plateau
 from kd_jax.runlog import RunLog, Terminal, duration, table
 from kd_jax.step import TrainState
+from kd_jax.subjects import SUBJECTS_FILE, Subject, write_subjects
 from kd_jax.validate import Validation, validate
 
-CONFIG_FILE = "config.json"
 _LEAST_DEPTH = 4 * inference.DOWNSAMPLING
 
 
@@ -58,6 +59,8 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   changed = _claim_workdir(workdir, raw)
   with _first_process_first():
     dataset = open_dataset(config.data, workdir, terminal.progress)
+    if jax.process_index() == 0:
+      write_subjects(workdir / SUBJECTS_FILE, *_subjects(dataset))
   steps_per_epoch = config.train.steps_per_epoch or max(1, len(dataset.train) // config.data.batch)
   total_steps = config.train.epochs * steps_per_epoch
 
@@ -114,9 +117,10 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   watched = {
     name: dataset.entries[name] for name in spread(dataset.val, config.train.validate_cases)
   }
-  shapes = [open_entry(path).images.shape[1:] for path in watched.values()]
-  plan = inference.plan(shapes, config.data.patch, config.predict)
-  predict = inference.make_predictor(framework.network, plan)
+  sizes = inference.sizes(config.data.patch, config.data.spacing, config.data.grid)
+
+  def predict(params: Params, volume: np.ndarray) -> np.ndarray:
+    return inference.predict([(framework.network, params)], volume, sizes, config.predict)
 
   def run_validation(state: TrainState) -> Validation:
     networks = framework.networks(state.params)
@@ -248,6 +252,16 @@ def _first_process_first() -> Iterator[None]:
   yield
   if jax.process_index() == 0 and jax.process_count() > 1:
     multihost_utils.sync_global_devices("data")
+
+
+def _subjects(dataset: Dataset) -> tuple[list[Subject], list[Subject]]:
+  """Whom this run trains and validates on, so that no evaluation mistakes them for new ones."""
+
+  def subject(name: str) -> Subject:
+    case, content = dataset.cases[name], open_entry(dataset.entries[name]).meta["content"]
+    return Subject(case.name, case.patient, case.convention, content)
+
+  return [subject(name) for name in dataset.train], [subject(name) for name in dataset.val]
 
 
 # --- Pieces of the loop -----------------------------------------------------------------------

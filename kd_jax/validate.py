@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.data.cases import MODALITIES
@@ -17,7 +16,7 @@ from kd_jax.metrics import volumetric
 from kd_jax.models.framework import Params
 from kd_jax.pictures import panel
 
-Predictor = Callable[[Params, np.ndarray], object]
+Predictor = Callable[[Params, np.ndarray], np.ndarray]
 
 
 class Validation(NamedTuple):
@@ -47,7 +46,7 @@ def validate(
   """Scores every network on every case.
 
   Args:
-    predict: from inference.make_predictor.
+    predict: (parameters, volume (M, D, H, W)) -> (K, D, H, W) probabilities.
     networks: name -> (parameters, modalities), among them "student".
     entries: the cases' cache entries by name.
     pictures: how many of the cases to draw.
@@ -60,7 +59,7 @@ def validate(
     truth = np.asarray(entry.labels)
     for network, (params, modalities) in networks.items():
       volume = entry.images[[MODALITIES.index(m) for m in modalities]]
-      predicted = np.asarray(jnp.argmax(predict(params, volume), axis=0), np.uint8)
+      predicted = np.argmax(predict(params, volume), axis=0).astype(np.uint8)
       for region in REGIONS:
         masks = (volumetric.region_mask(classes, region) for classes in (predicted, truth))
         scores[network][region].append(volumetric.dice(*masks))

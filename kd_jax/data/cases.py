@@ -76,6 +76,14 @@ def find_cases(root: str | os.PathLike, labels: str = "auto") -> list[Case]:
   root = Path(root).expanduser()
   if not root.is_dir():
     raise UserError(f"no data folder {root}; {_LAYOUTS}")
+  found = cases_under(root, labels)
+  if not found:
+    raise UserError(f"no case found under {root}; {_LAYOUTS}")
+  return found
+
+
+def cases_under(root: Path, labels: str = "auto") -> list[Case]:
+  """As find_cases, of a folder that exists; no case is no error."""
   found: dict[str, Case] = {}
   for folder, files in _folders(root):
     for case in _cases_of(folder, files, labels):
@@ -85,9 +93,21 @@ def find_cases(root: str | os.PathLike, labels: str = "auto") -> list[Case]:
           "remove or rename one of them"
         )
       found[case.name] = case
-  if not found:
-    raise UserError(f"no case found under {root}; {_LAYOUTS}")
   return [found[name] for name in sorted(found)]
+
+
+def parse_name(file_name: str) -> tuple[str, str] | None:
+  """What a BraTS file's name says, of any year: (case, modality or "seg"); None for other names.
+
+  The case is "" where nothing stands before the modality: there the folder's name counts.
+  """
+  match = _NAME.match(file_name)
+  return (match["case"] or "", _SUFFIXES[match["suffix"].lower()]) if match else None
+
+
+def nifti_stem(file_name: str) -> str | None:
+  """The name without .nii or .nii.gz; None where it ends with neither."""
+  return _NII.sub("", file_name) if _NII.search(file_name) else None
 
 
 def patient_of(name: str) -> str:
@@ -106,10 +126,10 @@ def _folders(root: Path) -> list[tuple[Path, list[tuple[str, Path]]]]:
       continue
     seen.add(real)
     files = []
-    for entry in sorted(_visible(folder)):
+    for entry in sorted(visible(folder)):
       if entry.is_dir():
         if _NII.search(entry.name):  # a copy that holds X_flair.nii as a folder around one file
-          files += [(entry.name, inner) for inner in _visible(entry) if _NII.search(inner.name)]
+          files += [(entry.name, inner) for inner in visible(entry) if _NII.search(inner.name)]
         else:
           waiting.append(entry)
       elif _NII.search(entry.name) and entry.is_file():
@@ -118,7 +138,8 @@ def _folders(root: Path) -> list[tuple[Path, list[tuple[str, Path]]]]:
   return found
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
+  """A folder's entries, in no order, without hidden ones. UserError if it cannot be read."""
   try:
     return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]  # "._x" too
   except PermissionError as e:

@@ -27,8 +27,9 @@ from kd_jax.data.cases import MODALITIES, Case
 from kd_jax.data.check import missing_files, read_volumes, source_files
 from kd_jax.data.preprocess import FOREGROUND_VOXELS, foreground_voxels, to_arrays
 from kd_jax.errors import CaseError, ConfigError, UserError, did_you_mean
+from kd_jax.subjects import content_hash
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def build_entry(
     "native_voxel_mm": reference.voxel_mm,
     "native_affine": reference.affine.tolist(),
     "class_voxels": voxels,
+    "content": {m: content_hash(volumes[m].data) for m in MODALITIES},
     "sources": {k: {"name": p.name, "sha256": hashes[k]} for k, p in source_files(case).items()},
     "crc32": {name: zlib.crc32(array) for name, array in arrays.items()},
   }

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data.cases import Case
-from kd_jax.errors import ConfigError, UserError
+from kd_jax.errors import ConfigError, UserError, some
 from kd_jax.storage import write_text
 
 Folds = dict | list
@@ -63,8 +63,8 @@ def read_or_make(
       that was written with another given file, seed or number of folds.
   """
   path = Path(path)
-  stored = _read(path) if path.exists() else None
-  wanted = _read(Path(given)) if given is not None else None
+  stored = read(path) if path.exists() else None
+  wanted = read(Path(given)) if given is not None else None
   if stored is not None and wanted is not None and stored != wanted:
     raise UserError(
       f"{path} holds other folds than {given}; a run keeps the folds that it began with: "
@@ -108,7 +108,13 @@ def _splits(folds: Folds) -> list[tuple[list[str], list[str]]]:
   return [(pair["train"], pair["val"]) for pair in pairs]
 
 
-def _read(path: Path) -> Folds:
+def count(folds: Folds) -> int:
+  """How many folds there are."""
+  return len(_splits(folds))
+
+
+def read(path: Path) -> Folds:
+  """A folds file in any of the three forms. UserError if it is none."""
   try:
     folds = json.loads(path.read_text())
     splits = _splits(folds)
@@ -136,24 +142,20 @@ def _check(folds: Folds, cases: Sequence[Case], source: object) -> None:
   listed = {name for pair in splits for names in pair for name in names}
   if unknown := sorted(listed - set(patients)):
     raise UserError(
-      f"{source} names cases that are not in the data: {_some(unknown)}; "
+      f"{source} names cases that are not in the data: {some(unknown)}; "
       "correct the file, or the data folder"
     )
   if left_out := sorted(set(patients) - listed):
     raise UserError(
-      f"cases that are in no fold of {source}: {_some(left_out)}; add them to the file, or "
+      f"cases that are in no fold of {source}: {some(left_out)}; add them to the file, or "
       "take them out of the data folder"
     )
   for k, (train, val) in enumerate(splits):
     counts = Counter(train) | Counter(val)  # the larger of the two
     if twice := sorted(name for name, n in counts.items() if n > 1):
-      raise UserError(f"{source} lists cases twice in fold {k}: {_some(twice)}; keep one of each")
+      raise UserError(f"{source} lists cases twice in fold {k}: {some(twice)}; keep one of each")
     if both := sorted({patients[name] for name in train} & {patients[name] for name in val}):
       raise UserError(
-        f"{source} has patients in both training and validation of fold {k}: {_some(both)}; "
+        f"{source} has patients in both training and validation of fold {k}: {some(both)}; "
         "move all cases of a patient to one side"
       )
-
-
-def _some(names: list[str]) -> str:
-  return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 Triple = tuple[int, int, int]
+PAPER_SHAPE = (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def paper_grid(native_shape: Triple) -> Grid:
   depth = native_shape[2]
   first, last = (3, 147) if depth == 155 else (0, min(147, depth))
   size = (*native_shape[:2], last - first)
-  return Grid(tuple(native_shape), (0, 0, first), size, (128, 128, 128), nearest=True)
+  return Grid(tuple(native_shape), (0, 0, first), size, PAPER_SHAPE, nearest=True)
 
 
 def to_grid_image(x: np.ndarray, grid: Grid) -> np.ndarray:

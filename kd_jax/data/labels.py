@@ -19,8 +19,18 @@ CONVENTIONS = {
   "brats2024": {0: 0, 1: 1, 2: 2, 3: 3, 4: 0},
 }
 
+_SAME_AS_2018 = ("brats2017", "brats2019", "brats2020", "brats2021")
+
 _UNKNOWN = 255
 _INTEGER_TOLERANCE = 1e-3
+
+
+def canonical(name: str) -> str:
+  """The key of CONVENTIONS for any year's name, such as brats2021. ConfigError if unknown."""
+  name = "brats2018" if name in _SAME_AS_2018 else name
+  if name not in CONVENTIONS:
+    raise ConfigError(did_you_mean("label convention", name, (*CONVENTIONS, *_SAME_AS_2018)))
+  return name
 
 
 def to_classes(raw: np.ndarray, convention: str) -> np.ndarray:

@@ -65,7 +65,7 @@ def convert(
   """
   tree: dict[str, Any] = {}
   for name, array in parameters.items():
-    module, kind = name.rsplit(".", 1)
+    module, _, kind = name.rpartition(".")
     if module in ignore:
       continue
     if module not in table:

@@ -9,12 +9,12 @@ from synthetic import brats_root
 
 from kd_jax import inference, optim, step
 from kd_jax.confidence import ConfidenceSettings
-from kd_jax.data import cache, pipeline
+from kd_jax.data import cache, nifti, pipeline
 from kd_jax.data.cases import MODALITIES, find_cases
-from kd_jax.evaluate import to_native_classes, truth_of
-from kd_jax.metrics.volumetric import score_case
+from kd_jax.deploy import Prepared, native_classes
 from kd_jax.models.framework import Framework, FrameworkSpec
 from kd_jax.objective import LossSettings
+from kd_jax.scored import score_against
 
 STEPS = 450
 PATCH = (48, 48, 48)
@@ -48,10 +48,12 @@ def test_the_student_overfits_one_real_case(tmp_path):
   assert np.isfinite(metrics["loss/student"])
 
   entry = cache.open_entry(path)
-  plan = inference.plan([entry.images.shape[1:]], PATCH, inference.PredictSettings())
-  predict = inference.make_predictor(framework.network, plan)
-  probabilities = predict(state.params["student"], entry.images[[MODALITIES.index("t1ce")]])
-  predicted = to_native_classes(np.asarray(probabilities), entry.grid)
-  scores = score_case(predicted, truth_of(case))
+  member = (framework.network, state.params["student"])
+  volume = entry.images[[MODALITIES.index("t1ce")]]
+  sizes = inference.sizes(PATCH, 2.0, "brain")
+  probabilities = inference.predict([member], volume, sizes, inference.PredictSettings())
+  scan = nifti.read(case.images["t1ce"])
+  predicted = native_classes(probabilities, Prepared(volume, entry.grid, scan))
+  scores = score_against(case, predicted, scan)
   print(scores)
   assert scores["dice_WT"] > 0.9

@@ -11,16 +11,17 @@ import time
 from pathlib import Path
 
 import jax
+import nibabel as nib
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from synthetic import make_case
+from synthetic import LARGE, make_case
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 12
 SETTINGS = {
   "data.demo_cases": 0,
-  "data.spacing": 1.0,
+  "data.spacing": 3.0,
   "data.patch": "(16,16,16)",
   "data.prepare_workers": 1,
   "model.filters": "(4,4,8,8)",
@@ -38,7 +39,7 @@ class Place:
   def __init__(self, folder: Path):
     self.folder = folder
     for i in range(6):
-      make_case(folder / "data" / f"case{i}", seed=i)
+      make_case(folder / "data" / f"case{i}", seed=i, affine=LARGE)
 
   def start(self, workdir: str, *flags: str, **settings) -> subprocess.Popen:
     """main.py on the run in workdir; settings override those above."""
@@ -68,6 +69,7 @@ class Place:
   def finish(self, process: subprocess.Popen, code: int = 0) -> str:
     output = process.communicate(timeout=300)[0]
     assert process.returncode == code, output
+    assert "Traceback" not in output
     return output
 
 
@@ -189,10 +191,54 @@ def test_evaluate_scores_in_native_space(place, finished):
   with (folder / "scores.csv").open() as f:
     rows = list(csv.DictReader(f))
   assert [row["case"] for row in rows] == sorted(val)
-  assert summary["cases"] == len(val) and summary["split"] == "val"
+  assert summary["data"]["cases"] == len(val) and summary["data"]["split"] == "val"
   for region in ("WT", "TC", "ET"):
     mean = np.mean([float(row[f"dice_{region}"]) for row in rows])
-    assert summary["mean_dice"][region] == pytest.approx(mean, abs=1e-5)
+    assert summary["regions"][region]["dice"]["mean"] == pytest.approx(mean, abs=1e-6)
+
+
+def test_folds_are_trained_apart_and_scored_together(place, finished):
+  """Fold 0 in a process of its own, then all: fold 0 is not trained again."""
+  settings = {"data__folds": 2}
+  flags = ("--mode=cross_validate", "--folds=0")
+  output = place.finish(place.start("cv", *flags, **settings))
+  assert "not yet done: fold1" in output
+  before = arrays(place.folder / "cv" / "fold0", STEPS)
+  output = place.finish(place.start("cv", flags[0], **settings))
+  assert "each case scored out of fold" in output and "mean ± sd" in output
+  for path, value in arrays(place.folder / "cv" / "fold0", STEPS).items():
+    np.testing.assert_array_equal(before[path], value)
+  folder = place.folder / "cv" / "evaluation"
+  with (folder / "scores.csv").open() as f:
+    rows = {row["case"]: row for row in csv.DictReader(f)}
+  assert sorted(rows) == [f"case{i}" for i in range(6)]
+  for fold in (0, 1):
+    with (place.folder / "cv" / f"fold{fold}" / "evaluation" / "val" / "scores.csv").open() as f:
+      assert all(rows[row["case"]] == row for row in csv.DictReader(f))
+  summary = json.loads((folder / "summary.json").read_text())
+  assert len(summary["students"]) == 2 and summary["regions"]["WT"]["dice"]["n"] == 6
+
+  a, b = folder, place.folder / "cv" / "fold1"
+  output = place.finish(place.main("--mode=compare", str(a), str(b)))
+  assert "only in A" in output or "only" in output
+  assert "Wilcoxon" in output
+
+
+def test_from_a_run_to_a_mask(place, finished):
+  """Exported, predicted with, looked at: nothing but the directory is needed."""
+  shared, masks = place.folder / "shared", place.folder / "masks"
+  place.finish(
+    place.main("--mode=export_student", f"--checkpoint={finished}", f"--output={shared}")
+  )
+  source = place.folder / "data" / "case0" / "case0_t1ce.nii.gz"
+  flags = (f"--input={source}", f"--output={masks}", "--labels=brats2021", "--mirror")
+  output = place.finish(place.main("--mode=predict", f"--checkpoint={shared}", *flags))
+  assert "does not look" in output or "warning" in output  # a very small brain
+  mask, scan = nib.load(masks / "case0.nii.gz"), nib.load(source)
+  assert mask.shape == scan.shape and (mask.affine == scan.affine).all()
+  assert set(np.unique(mask.dataobj)) <= {0, 1, 2, 4}
+  output = place.finish(place.main("--mode=predict", f"--checkpoint={shared}", *flags))
+  assert "1 of 1 cases are finished already" in output
 
 
 def test_training_subjects_are_refused(place, finished):
@@ -238,14 +284,23 @@ def test_bad_cases_are_listed_and_can_be_left_out(place, finished):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    ([], "give --config"),
+    ([], "--mode=train needs --config"),
     (["--config=configs/brats21.py:papper"], "unknown variant 'papper'; known: paper, t1"),
     (["--config=configs/brats21.py", "--config.data.fld=1"], "fld"),
     (["--config=configs/brats21.py", "--config.data.root=/nowhere"], "no data folder /nowhere"),
     (["--config=configs/brats21.py", "--config.data.patch=(100,128,128)"], "a multiple of 8"),
     (["--config=configs/brats21.py", "stray"], "what is 'stray'?"),
-    (["--mode=evaluate", "--workdir=/nowhere"], "no work directory"),
+    (["--mode=evaluate"], "give --checkpoint"),
+    (["--mode=evaluate", "--workdir=/nowhere"], "no such checkpoint: /nowhere"),
+    (["--mode=evaluate", "--checkpoint=configs/"], "holds no student"),
+    (["--mode=evaluate", "--predictions=/nowhere"], "go together"),
+    (["--mode=evaluate", "--predictions=/a", "--truth=/b", "--mirror"], "--mirror has no meaning"),
+    (["--mode=predict", "--checkpoint=/nowhere", "--output=o"], "needs --input"),
+    (["--mode=predict", "--config=configs/brats21.py"], "needs --checkpoint"),
+    (["--mode=compare", "a"], "takes two evaluations"),
+    (["--mode=compare", "/nowhere", "/nowhere"], "/nowhere"),
     (["--mode=dance", "--config=configs/brats21.py"], "train|prepare|evaluate"),
+    (["--config=configs/brats21.py", "--labels=brats2021"], "--labels has no meaning"),
   ],
 )
 def test_misuse_is_answered_in_one_message(place, flags, message):

@@ -15,6 +15,8 @@ SHAPE = (14, 16, 12)
 
 # As BraTS has it: LPS, 1 mm, second axis starting at 239.
 AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]], float)
+# The same at 3 mm: a volume of SHAPE is then as large as a (very small) head.
+LARGE = np.array([[-3, 0, 0, 0], [0, -3, 0, 239], [0, 0, 3, 0], [0, 0, 0, 1]], float)
 
 
 def brats_root() -> Path:
@@ -61,9 +63,10 @@ def make_case(
   seed: int = 0,
   et: int = 4,
   name: str | None = None,
+  affine: np.ndarray = AFFINE,
 ) -> Path:
   """Writes <folder>/<name><separator><suffix><ext> for each suffix. Returns the folder."""
   volumes = images(seed) | {"seg": seg(et=et)}
   for kind, suffix in suffixes.items():
-    write(folder / f"{name or folder.name}{separator}{suffix}{ext}", volumes[kind])
+    write(folder / f"{name or folder.name}{separator}{suffix}{ext}", volumes[kind], affine)
   return folder

@@ -1,0 +1,75 @@
+"""Folders of segmentations: whose they are, by their names, and what their numbers mean."""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from kd_jax.data import nifti
+from kd_jax.errors import UserError
+
+TRUTH = ("truth", "gt", "ground_truth", "groundtruth", "label", "labels", "seg", "segm", "mask")
+PREDICTION = ("prediction", "predicted", "pred", "segmentation", "seg", "mask")
+_NII = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_MAP = re.compile(r"_(WT|TC|ET)$")  # probability maps that --mode=predict leaves beside a mask
+
+
+def find_masks(root: Path, words: tuple[str, ...]) -> dict[str, Path]:
+  """Case -> segmentation file, for every one under root.
+
+  CASE.nii.gz, CASE_WORD.nii.gz and CASE/WORD.nii.gz are understood, with .nii too.
+
+  Args:
+    root: a folder.
+    words: TRUTH or PREDICTION; a file named only by another role's word is left aside.
+
+  Raises:
+    UserError: no such folder, none in it, two files for one case.
+  """
+  if not root.is_dir():
+    raise UserError(f"no folder {root}")
+  others = set(TRUTH + PREDICTION) - set(words)
+  ending = re.compile(rf"[_-]({'|'.join(words)})$", re.IGNORECASE)
+  found: dict[str, Path] = {}
+  for path in _nifti_files(root):
+    stem = _NII.sub("", path.name)
+    if stem.lower() in others:
+      continue
+    name = path.parent.name if stem.lower() in words else ending.sub("", stem)
+    if name in found:
+      raise UserError(f"two segmentations of {name}: {found[name]} and {path}; keep one")
+    found[name] = path
+  if not found:
+    raise UserError(
+      f"no segmentation under {root}; expected CASE.nii.gz, CASE_{words[0]}.nii.gz or "
+      f"CASE/{words[0]}.nii.gz"
+    )
+  maps = {name for name in found if _MAP.search(name) and _MAP.sub("", name) in found}
+  return {name: found[name] for name in sorted(found.keys() - maps)}
+
+
+def guess_convention(paths: Iterable[Path], progress: Callable[..., None]) -> str:
+  """The label convention of a whole data set, by the labels that occur in it.
+
+  3 without 4 is ET of 2023, 4 without 3 is ET of 2018-2021, both are ET and cavity of 2024.
+  Unreadable files are passed over: whoever scores them will say so.
+  """
+  paths, seen = list(paths), set()
+  for done, path in enumerate(paths, 1):
+    try:
+      values = np.unique(nifti.read(path).data)
+      seen |= {int(value) for value in np.rint(values) if value in (3, 4)}
+    except ValueError:
+      pass
+    progress(done, len(paths), path.name)
+  return {(3, 4): "brats2024", (4,): "brats2018"}.get(tuple(sorted(seen)), "brats2023")
+
+
+def _nifti_files(root: Path) -> list[Path]:
+  found = []
+  for folder, folders, files in os.walk(root):
+    folders[:] = sorted(name for name in folders if not name.startswith("."))
+    found += [Path(folder) / name for name in sorted(files) if _NII.search(name) and name[0] != "."]
+  return found

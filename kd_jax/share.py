@@ -1,0 +1,121 @@
+"""The directory in which a student is shared: written, and read with suspicion.
+
+It holds no code, nothing in it is unpickled, and no path in it is followed:
+
+  model.json           what it reads, how its input is prepared, what it was trained on, scores
+  weights.safetensors  the parameters by name, float32
+  subjects.json        digests of the training subjects, so that no one is scored on them unawares
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kd_jax import config as config_lib
+from kd_jax.data.cases import MODALITIES
+from kd_jax.data.entry import CacheSettings
+from kd_jax.data.labels import CLASSES
+from kd_jax.errors import ConfigError, UserError, did_you_mean
+from kd_jax.inference import MODES, PredictSettings
+from kd_jax.models.framework import ATTENTIONS, Framework
+from kd_jax.storage import read_json, write_bytes, write_text
+from kd_jax.student import Architecture, Preparation, Student, check_parameters, flat, nested
+from kd_jax.subjects import SUBJECTS_FILE, anonymous, read_subjects, write_subjects
+
+MODEL_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+FORMAT = 1
+
+
+def export(student: Student, output: Path) -> None:
+  """Writes a student as a directory to share. UserError if one of another student is there."""
+  target = output / MODEL_FILE
+  # Contiguous: safetensors writes the bytes of a transposed view in the wrong order.
+  arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in flat(student.params).items()}
+  weights = safetensors.numpy.save(arrays, metadata={"format": "kd_jax"})
+  model = {
+    "format": FORMAT,
+    "kind": "kd_jax student",
+    "name": student.name,
+    "architecture": {"network": "ResUNet", **dataclasses.asdict(student.architecture)},
+    "classes": list(CLASSES),
+    "preparation": dataclasses.asdict(student.preparation),
+    "predict": dataclasses.asdict(student.predict),
+    "training": student.training,
+    "scores": student.scores,
+    "parameters": sum(x.size for x in arrays.values()),
+    "weights": {"file": WEIGHTS_FILE, "sha256": hashlib.sha256(weights).hexdigest()},
+    "note": "Research software, not a medical device.",
+  }
+  if target.exists() and read_json(target).get("weights") != model["weights"]:
+    raise UserError(f"{output} holds another student already; choose another --output")
+  write_bytes(output / WEIGHTS_FILE, weights)
+  subjects = [[anonymous(subject) for subject in part] for part in (student.train, student.val)]
+  write_subjects(output / SUBJECTS_FILE, *subjects)
+  write_text(target, json.dumps(model, indent=1) + "\n")  # last: with it, the directory is whole
+
+
+def read(folder: Path) -> Student:
+  """The student of such a directory. UserError if anything in it is off."""
+  path = folder / MODEL_FILE
+  model = read_json(path)
+  if model.get("format") != FORMAT:
+    raise UserError(
+      f"{path} has format {model.get('format')!r}, this version of kd_jax reads {FORMAT}; "
+      "use the version that it was made with, or export the student again"
+    )
+  try:
+    fields = dict(model["architecture"])
+    if fields.pop("network") != "ResUNet" or model["classes"] != list(CLASSES):
+      raise ValueError("a network or classes that this version does not know")
+    architecture = config_lib.build(Architecture, fields, "architecture")
+    preparation = config_lib.build(Preparation, model["preparation"], "preparation")
+    predict = config_lib.build(PredictSettings, model["predict"], "predict")
+    CacheSettings(preparation.spacing, preparation.normalise, preparation.grid)  # checks itself
+    _known("mode", predict.mode, MODES)
+    _known("attention", architecture.attention, ATTENTIONS)
+    for modality in architecture.modalities or ("",):
+      _known("modality", modality, MODALITIES)
+    framework = architecture.framework()
+    name, digest = str(model["name"]), str(model["weights"]["sha256"])
+    training, scores = dict(model["training"]), model["scores"]
+  except (KeyError, TypeError, ValueError, ConfigError) as e:
+    raise UserError(f"{path} is damaged or was edited: {e}") from e
+  train, val = read_subjects(folder / SUBJECTS_FILE)
+  return Student(
+    name=name,
+    source=str(folder),
+    architecture=architecture,
+    preparation=preparation,
+    predict=predict,
+    params=_read_weights(folder / WEIGHTS_FILE, digest, framework),
+    training=training,
+    scores=scores,
+    train=train,
+    val=val,
+    settings={},
+  )
+
+
+def _read_weights(path: Path, digest: str, framework: Framework) -> dict[str, Any]:
+  """The parameters of exactly the framework's student. UserError if anything is off."""
+  try:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+      raise UserError(f"{path} is damaged: its checksum is not {MODEL_FILE}'s; copy it again")
+    arrays = safetensors.numpy.load(content)
+  except (OSError, safetensors.SafetensorError) as e:
+    raise UserError(f"cannot read {path}: {e}") from e
+  return check_parameters(nested(arrays), framework, path)
+
+
+def _known(what: str, name: str, known: Sequence[str]) -> None:
+  if name not in known:
+    raise ConfigError(did_you_mean(what, name, known))

@@ -1,0 +1,282 @@
+"""What --input may be, and what is said about everything else."""
+
+import json
+import os
+
+import pytest
+from synthetic import NEW, OLD, brats_root, make_case
+
+from kd_jax.data.scans import Scan, find_scans
+from kd_jax.errors import UserError
+
+T1CE = ("t1ce",)
+
+
+def touch(root, *names):  # only names count: no image is opened
+  for name in names:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def names(path, modalities=T1CE):
+  scans, errors = find_scans(path, modalities)
+  assert not errors
+  return [scan.name for scan in scans]
+
+
+# One file
+
+
+@pytest.mark.parametrize(
+  ("file", "name"),
+  [
+    ("X_t1ce.nii.gz", "X"),
+    ("X_t1ce.nii", "X"),
+    ("BraTS-GLI-00000-000-t1c.nii.gz", "BraTS-GLI-00000-000"),
+    ("BraTS2021_00000_T1CE.NII.GZ", "BraTS2021_00000"),
+    ("scan 1, größer.nii.gz", "scan 1, größer"),
+    ("W39_1998.09.19.nii.gz", "W39_1998.09.19"),
+    ("CASE_0000.nii.gz", "CASE_0000"),
+    ("t1ce.nii.gz", "anna"),  # named after its folder, as in case folders
+  ],
+)
+def test_a_file(tmp_path, file, name):
+  path = tmp_path / "anna" / file
+  touch(path.parent, file)
+  assert find_scans(path, T1CE) == ([Scan(name, {"t1ce": path})], [])
+
+
+@pytest.mark.parametrize("file", ["X_flair.nii.gz", "X-t2w.nii", "t1.nii.gz"])
+def test_a_file_of_another_modality(tmp_path, file):
+  touch(tmp_path, file)
+  with pytest.raises(UserError, match=r"this is a (flair|t2|t1) image.*reads t1ce.*rename"):
+    find_scans(tmp_path / file, T1CE)
+
+
+def test_a_label_map_is_no_scan(tmp_path):
+  touch(tmp_path, "X_seg.nii.gz")
+  with pytest.raises(UserError, match=r"X_seg.nii.gz is a label map.*give the t1ce image"):
+    find_scans(tmp_path / "X_seg.nii.gz", T1CE)
+
+
+@pytest.mark.parametrize("where", ["X_t1ce.nii.gz", "."])
+def test_several_modalities_need_names(tmp_path, where):
+  touch(tmp_path, "scan.nii.gz")
+  touch(tmp_path.parent, "X_t1ce.nii.gz")
+  path = tmp_path if where == "." else tmp_path.parent / where
+  with pytest.raises(UserError, match=r"reads t1 and t2, and names must tell.*BraTS case folders"):
+    find_scans(path, ("t1", "t2"))
+
+
+# BraTS cases
+
+
+@pytest.mark.parametrize(
+  ("suffixes", "separator", "convention"), [(OLD, "_", "brats2018"), (NEW, "-", "brats2023")]
+)
+def test_cases_at_any_depth(tmp_path, suffixes, separator, convention):
+  for name in ("B", "A"):
+    make_case(tmp_path / "deep" / "er" / name, suffixes, separator)
+  scans, errors = find_scans(tmp_path, T1CE)
+  assert not errors
+  folder = tmp_path / "deep" / "er" / "A"
+  image = folder / f"A{separator}{suffixes['t1ce']}.nii.gz"
+  label_map = folder / f"A{separator}seg.nii.gz"
+  assert scans[0] == Scan("A", {"t1ce": image}, label_map, convention)
+  assert find_scans(folder, T1CE)[0] == scans[:1]
+  assert [scan.name for scan in scans] == ["A", "B"]
+  assert list(find_scans(folder, ("t2", "flair"))[0][0].images) == ["t2", "flair"]
+
+
+def test_cases_need_the_students_modality_and_nothing_else(tmp_path):
+  touch(tmp_path, "A/A_t1ce.nii.gz", "B/B_flair.nii.gz", "B/B_seg.nii.gz", "C/C_seg.nii.gz")
+  scans, errors = find_scans(tmp_path, T1CE)
+  assert scans == [Scan("A", {"t1ce": tmp_path / "A" / "A_t1ce.nii.gz"})]
+  assert [error.case for error in errors] == ["B", "C"]
+  assert "no t1ce image" in str(errors[0])
+  assert "B_t1ce.nii.gz" in errors[0].remedy
+  assert "no t2 and no t1 image" in str(find_scans(tmp_path / "A", ("t2", "t1"))[1][0])
+
+
+def test_a_flat_folder_of_cases(tmp_path):
+  touch(tmp_path, "A_t1ce.nii.gz", "B_t1ce.nii.gz", "B_flair.nii.gz", "B_seg.nii.gz", "B_mask.nii")
+  assert names(tmp_path) == ["A", "B"]
+
+
+def test_a_stray_beside_cases_is_named(tmp_path):
+  """Somebody may wait for its mask."""
+  touch(tmp_path, "Ann_t1ce.nii.gz", "Anna.nii.gz", "Ann_mask.nii.gz", "Ann.nii")
+  scans, (error,) = find_scans(tmp_path, T1CE)
+  assert [scan.name for scan in scans] == ["Ann"]
+  assert (error.case, error.file) == ("Anna", str(tmp_path / "Anna.nii.gz"))
+  assert "Anna_t1ce.nii.gz" in error.remedy
+
+
+def test_real_cases():
+  root = brats_root()
+  assert len(names(root)) == len(names(root, ("t1", "t2"))) == 7
+
+
+# nnU-Net
+
+
+def test_nnunet_without_dataset_json(tmp_path):
+  touch(tmp_path, "B_0000.nii.gz", "a b_0000.nii.gz")
+  assert names(tmp_path) == ["B", "a b"]
+  touch(tmp_path, "B_0001.nii.gz")
+  with pytest.raises(UserError, match=r"channels 0000 to 0001 and no dataset.json.*channel_names"):
+    find_scans(tmp_path, T1CE)
+
+
+def test_numbered_files_are_no_channels(tmp_path):
+  touch(tmp_path, "scan_0001.nii.gz", "scan_0002.nii.gz")
+  assert names(tmp_path) == ["scan_0001", "scan_0002"]
+
+
+@pytest.mark.parametrize("place", [".", "imagesTs"])
+@pytest.mark.parametrize(
+  ("content", "channel"),
+  [
+    ({"channel_names": {"0": "FLAIR", "1": "T1", "2": "T1ce", "3": "T2"}}, 2),
+    ({"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}}, 2),  # v1
+    ({"channel_names": {"0": "T1-Gd", "1": "t2f"}}, 0),
+    ({"channel_names": {"0": "T1n", "1": "T1_CE"}}, 1),
+    ({"channel_names": {"0": "MRA", "3": "T1 post"}}, 3),
+  ],
+)
+def test_nnunet_with_dataset_json(tmp_path, place, content, channel):
+  folder = tmp_path / "imagesTs"
+  touch(folder, *[f"X_{c:04}.nii.gz" for c in range(4)], f"Y_{channel:04}.nii.gz")
+  (tmp_path / place / "dataset.json").write_text(json.dumps(content))
+  x, y = find_scans(folder, T1CE)[0]
+  assert x == Scan("X", {"t1ce": folder / f"X_{channel:04}.nii.gz"})
+  assert y.name == "Y"
+  touch(folder, f"Z_{(channel + 1) % 4:04}.nii.gz")
+  (error,) = find_scans(folder, T1CE)[1]
+  assert error.case == "Z"
+  assert f"Z_{channel:04}.nii.gz" in error.remedy
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ('{"channel_names": {"0": "T2"}}', r"reads t1ce, and dataset.json of .* \(0: T2\)"),
+    ('{"channel_names": {"0": "T1ce", "1": "t1c"}}', "names two channels t1ce"),
+    ('{"channel_names": ["T1ce"]}', "no usable"),
+    ('{"labels": {}}', "no usable"),
+    ("{", "no usable"),
+  ],
+)
+def test_nnunet_with_a_wrong_dataset_json(tmp_path, content, message):
+  touch(tmp_path, "X_0000.nii.gz")
+  (tmp_path / "dataset.json").write_text(content)
+  with pytest.raises(UserError, match=message):
+    find_scans(tmp_path, T1CE)
+
+
+def test_two_files_for_one_channel(tmp_path):
+  touch(tmp_path, "X_0000.nii.gz", "X_0000.nii")
+  with pytest.raises(UserError, match=r"X_0000.nii and .*X_0000.nii.gz; keep one"):
+    find_scans(tmp_path, T1CE)
+
+
+def test_the_data_set_instead_of_its_images(tmp_path):
+  touch(tmp_path, "imagesTs/X_0000.nii.gz", "imagesTr/X_0000.nii.gz", "labelsTr/X.nii.gz")
+  with pytest.raises(UserError, match=r"no scan found.*give .*imagesTs"):
+    find_scans(tmp_path, T1CE)
+
+
+# Folders of other files
+
+
+def test_loose_files(tmp_path):
+  touch(tmp_path, "scan2.nii", "scan1.nii.gz", "seg.nii.gz", "scan1_seg.nii.gz", "._scan1.nii.gz")
+  touch(tmp_path, "notes.txt", "deeper/scan3.nii.gz")
+  scans, errors = find_scans(tmp_path, T1CE)
+  assert not errors
+  assert scans == [
+    Scan("scan1", {"t1ce": tmp_path / "scan1.nii.gz"}),
+    Scan("scan2", {"t1ce": tmp_path / "scan2.nii"}),
+  ]
+
+
+def test_a_link_to_nowhere_is_not_dropped(tmp_path):
+  touch(tmp_path, "a.nii.gz")
+  os.symlink(tmp_path / "gone.nii.gz", tmp_path / "b.nii.gz")
+  assert names(tmp_path) == ["a", "b"]
+
+
+# Lists
+
+
+def test_a_list(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  touch(tmp_path, "data/a b.nii.gz", "home/ü.nii", "absolute/c_t1ce.nii.gz", "lists/near.nii.gz")
+  make_case(tmp_path / "data" / "Case")
+  lines = [
+    "# one path a line",
+    "",
+    "../data/a b.nii.gz",
+    "  ~/ü.nii ",
+    str(tmp_path / "absolute" / "c_t1ce.nii.gz"),
+    "near.nii.gz",
+    "../data/Case",
+  ]
+  path = tmp_path / "lists" / "scans.txt"
+  path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())  # as Windows' editor saves it
+  assert names(path) == ["Case", "a b", "c", "near", "ü"]
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"# none\n", "lists no path"),
+    (b"a.nii.gz\nb.nii.gz\n", r"list.txt, line 2: there is no .*b.nii.gz"),
+    (b"a.nii.gz\nX_t2.nii\n", r"list.txt, line 2: .*t2 image"),
+    (b"list.txt\n", r"line 1: .*no NIfTI file"),
+    (b"\xff\xfe\x00", "cannot read .*UTF-8"),
+    (b"a.nii.gz\n./a.nii.gz\n", "two scans named a"),
+  ],
+)
+def test_a_wrong_list(tmp_path, content, message):
+  touch(tmp_path, "a.nii.gz", "X_t2.nii")
+  (tmp_path / "list.txt").write_bytes(content)
+  with pytest.raises(UserError, match=message):
+    find_scans(tmp_path / "list.txt", T1CE)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+  ("files", "message"),
+  [
+    (("x.nii", "x.nii.gz"), r"two scans named x: .*x.nii and .*x.nii.gz"),
+    (("x.nii.gz", "X.nii.gz"), r"two scans named x: .*X.nii.gz and .*x.nii.gz"),
+    (("a/X_t1ce.nii", "b/X_t1ce.nii"), "two cases named X"),
+  ],
+)
+def test_two_scans_of_one_name(tmp_path, files, message):
+  touch(tmp_path, *files)
+  with pytest.raises(UserError, match=message):
+    find_scans(tmp_path, T1CE)
+
+
+@pytest.mark.parametrize(
+  "path", ["absent.nii.gz", "absent", "IM0001.dcm", "x.nrrd", "x.mha", "empty", "dicom", "x\0y"]
+)
+def test_what_is_no_scan_is_told_what_is(tmp_path, path):
+  touch(tmp_path, "IM0001.dcm", "x.nrrd", "x.mha", "dicom/IM0001")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(UserError, match=r"imagesTs.*dcm2niix"):
+    find_scans(tmp_path / path, T1CE)
+
+
+def test_an_unreadable_folder(tmp_path, monkeypatch):
+  def refuse(_):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr(type(tmp_path), "iterdir", refuse)  # root may read everything
+  with pytest.raises(UserError, match="cannot read the folder"):
+    find_scans(tmp_path, T1CE)

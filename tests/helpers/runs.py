@@ -1,0 +1,55 @@
+"""Runs that nobody trained: work directories as training leaves them, with random parameters."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from synthetic import LARGE, make_case
+
+from configs import common
+from kd_jax import config as config_lib
+from kd_jax import optim
+from kd_jax import step as step_lib
+from kd_jax.checkpoint import Checkpoints
+from kd_jax.data import folds, nifti
+from kd_jax.data.cases import find_cases
+from kd_jax.data.dataset import FOLDS_FILE
+from kd_jax.models.framework import Framework
+from kd_jax.subjects import SUBJECTS_FILE, subject_of, write_subjects
+
+
+def make_data(root: Path, cases: int = 6, first: int = 0) -> Path:
+  for i in range(first, first + cases):
+    make_case(root / f"case{i}", seed=i, affine=LARGE)
+  return root
+
+
+def make_run(workdir: Path, root: Path, fold: int = 0, seed: int = 0) -> Path:
+  """A T1ce student and one FLAIR teacher, as if trained on all but one fold of root's cases."""
+  config = common.with_variants(common.base("small", str(root)), "from_flair")
+  config.data.fold = fold
+  config.data.spacing = 3.0
+  config.data.patch = (16, 16, 16)
+  config.model.filters = (4, 4, 8, 8)
+  config.predict.overlap = 0.25
+  raw = config_lib.to_dict(config)
+  typed = config_lib.parse(raw)
+  config_lib.write(workdir / config_lib.CONFIG_FILE, raw)
+
+  cases = {case.name: case for case in find_cases(root)}
+  kept = folds.read_or_make(workdir / FOLDS_FILE, list(cases.values()))
+  images = {n: {"t1ce": nifti.read(case.images["t1ce"])} for n, case in cases.items()}
+  sides = folds.split(kept, fold)
+  subjects = ([subject_of(cases[name], images[name]) for name in side] for side in sides)
+  write_subjects(workdir / SUBJECTS_FILE, *subjects)
+
+  optimizers = {group: optim.optimizer(s, 1) for group, s in typed.optim.groups.items()}
+  state = step_lib.init_state(
+    Framework(typed.model), optimizers, typed.confidence, jax.random.key(seed), ema=True
+  )
+  state = dataclasses.replace(state, ema=jax.tree.map(lambda x: x.copy(), state.params["student"]))
+  checkpoints = Checkpoints(workdir)
+  checkpoints.save(7, state, {}, 0.5)
+  checkpoints.wait()
+  checkpoints.close()
+  return workdir

@@ -1,0 +1,31 @@
+"""Small students with random parameters, for tests of what is done with a trained one."""
+
+import functools
+
+import jax
+import numpy as np
+
+from kd_jax.inference import PredictSettings
+from kd_jax.student import Architecture, Preparation, Student
+from kd_jax.subjects import Subject
+
+
+@functools.cache
+def make_student(seed: int = 0, modalities: tuple[str, ...] = ("t1ce",), spacing=1.0) -> Student:
+  """A T1ce student of the smallest network, trained (so it says) on one subject of a clinic."""
+  architecture = Architecture(modalities, (4, 4, 8, 8), "channel")
+  params = architecture.framework().init(jax.random.key(seed))["student"]
+  del params["side_heads"]
+  return Student(
+    name="small",
+    source="nowhere",
+    architecture=architecture,
+    preparation=Preparation("brain", "zscore", spacing, (16, 16, 16)),
+    predict=PredictSettings("sliding", 0.25),
+    params=jax.tree.map(np.asarray, params),
+    training={"data": "synthetic", "convention": "brats2018", "step": 3},
+    scores=None,
+    train=[Subject("Clinic_7", "Clinic_7", "brats2018", {"t1ce": "ab" * 16})],
+    val=[],
+    settings={},
+  )
