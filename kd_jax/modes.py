@@ -3,27 +3,17 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 from absl import flags
 
-from kd_jax import compare as compare_lib
-from kd_jax import config as config_lib
-from kd_jax import cross_validate as cross_validate_lib
-from kd_jax import evaluate as evaluate_lib
-from kd_jax import import_torch as import_torch_lib
-from kd_jax import open_student as open_lib
-from kd_jax import predict as predict_lib
-from kd_jax import share
-from kd_jax import visualize as visualize_lib
-from kd_jax.data import dataset, labels
-from kd_jax.deploy import Ensemble
 from kd_jax.errors import ConfigError
-from kd_jax.evaluate_masks import evaluate_masks
-from kd_jax.runlog import Terminal, quiet_libraries
-from kd_jax.scored import check_complete
-from kd_jax.train import train as train_lib
+
+# A mode imports what it needs itself: a mistyped flag is answered at once, and training does not
+# wait for what draws reports.
+if TYPE_CHECKING:
+  from kd_jax.deploy import Ensemble
+  from kd_jax.runlog import Terminal
 
 _LOOK = ("window", "overlap", "mirror")
 
@@ -41,7 +31,7 @@ class Call(NamedTuple):
   flags: flags.FlagValues
   raw: dict[str, Any] | None
   arguments: list[str]
-  terminal: Terminal
+  terminal: "Terminal"
 
   def path(self, name: str) -> Path | None:
     value = self.flags[name].value
@@ -50,8 +40,6 @@ class Call(NamedTuple):
 
 def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
   """Does what the flags say. UserError, before any work, if they make no sense together."""
-  quiet_libraries()
-  raw = None if config is None else config_lib.to_dict(config)
   mode = MODES[values.mode]
   _check_flags(values, mode)
   if len(arguments) != mode.arguments:
@@ -60,7 +48,15 @@ def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
       if mode.arguments
       else f"what is {arguments[0]!r}? Settings look like --config.data.fold=1"
     )
-  if raw is not None:
+  import jax
+
+  from kd_jax import config as config_lib
+  from kd_jax.runlog import Terminal, quiet_libraries
+
+  quiet_libraries()
+  raw = None
+  if config is not None:
+    raw = config_lib.to_dict(config)
     config_lib.parse(raw)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(Path("runs/compiled").absolute()))
@@ -74,13 +70,19 @@ def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
 
 def train(call: Call) -> None:
   """Trains, or goes on where the work directory's last checkpoint stands."""
+  from kd_jax import config as config_lib
+  from kd_jax.train import train
+
   config = config_lib.parse(call.raw)
   workdir = call.path("workdir") or Path(f"runs/{config.name}-fold{config.data.fold}")
-  train_lib(call.raw, workdir, call.terminal)
+  train(call.raw, workdir, call.terminal)
 
 
 def prepare(call: Call) -> None:
   """Checks every case and fills the cache."""
+  from kd_jax import config as config_lib
+  from kd_jax.data import dataset
+
   config = config_lib.parse(call.raw)
   dataset.report(config.data, call.terminal.progress, call.terminal.line)
 
@@ -92,70 +94,89 @@ def evaluate(call: Call) -> None:
     if not all(masks):
       raise ConfigError("--predictions and --truth go together")
     _check_flags(call.flags, Mode(evaluate, optional=_MASKS))
+  elif not (call.flags.checkpoint or call.flags.workdir):
+    raise ConfigError("give --checkpoint=RUN, or --predictions=DIR with --truth=DIR")
+  from kd_jax.evaluate import Choice
+  from kd_jax.evaluate import evaluate as evaluate_students
+  from kd_jax.evaluate_masks import evaluate_masks
+  from kd_jax.scored import check_complete
+
+  if any(masks):
     conventions = tuple(_convention(call, name) for name in ("labels", "prediction_labels"))
     summary = evaluate_masks(*masks, conventions, call.path("output"), call.terminal)
   else:
-    if not (call.flags.checkpoint or call.flags.workdir):
-      raise ConfigError("give --checkpoint=RUN, or --predictions=DIR with --truth=DIR")
-    choice = evaluate_lib.Choice(
+    choice = Choice(
       data_root=call.path("data_root"),
       split=call.flags.split,
       labels=_convention(call, "labels"),
       exclude_training_subjects=call.flags.exclude_training_subjects,
       name_mapping=call.path("name_mapping"),
     )
-    summary = evaluate_lib.evaluate(_ensemble(call), choice, call.path("output"), call.terminal)
+    summary = evaluate_students(_ensemble(call), choice, call.path("output"), call.terminal)
   check_complete(summary)
 
 
 def cross_validate(call: Call) -> None:
   """Trains and scores every fold, then all cases out of fold."""
+  from kd_jax import config as config_lib
+  from kd_jax.cross_validate import cross_validate
+  from kd_jax.scored import check_complete
+
   config = config_lib.parse(call.raw)
   workdir = call.path("workdir") or Path(f"runs/{config.name}-cv")
   try:
     only = [int(fold) for fold in call.flags.folds]
   except ValueError as e:
     raise ConfigError(f"--folds={','.join(call.flags.folds)}: expected numbers") from e
-  summary = cross_validate_lib.cross_validate(call.raw, workdir, only, call.terminal)
-  if summary:
+  if summary := cross_validate(call.raw, workdir, only, call.terminal):
     check_complete(summary)
 
 
 def compare(call: Call) -> None:
   """Two evaluations, case by case."""
+  from kd_jax.compare import compare
+
   a, b = (Path(argument).expanduser() for argument in call.arguments)
-  compare_lib.compare(a, b, call.path("output"), call.terminal)
+  compare(a, b, call.path("output"), call.terminal)
 
 
 def predict(call: Call) -> None:
   """Masks of new scans."""
+  from kd_jax.predict import Output, predict
+
   ensemble = _ensemble(call)
-  output = predict_lib.Output(
-    call.path("output"), _output_convention(call, ensemble), call.flags.probabilities
-  )
-  predict_lib.predict(ensemble, call.path("input"), output, call.terminal)
+  convention = _output_convention(call, ensemble)
+  output = Output(call.path("output"), convention, call.flags.probabilities)
+  predict(ensemble, call.path("input"), output, call.terminal)
 
 
 def visualize(call: Call) -> None:
-  """A case to look at, flat and in 3-D."""
+  """Cases to look at, flat and in 3-D."""
+  from kd_jax.visualize import visualize
+
   ensemble = _ensemble(call)
   convention = _output_convention(call, ensemble)
   output = call.path("output") or Path("runs/visualize")
-  visualize_lib.visualize(ensemble, call.path("input"), convention, output, call.terminal)
+  visualize(ensemble, call.path("input"), convention, output, call.terminal)
 
 
 def export_student(call: Call) -> None:
   """A student as a directory to share."""
-  students = open_lib.open_students(call.flags.checkpoint)
+  from kd_jax.open_student import open_students
+  from kd_jax.share import export
+
+  students = open_students(call.flags.checkpoint)
   if len(students) > 1:
     raise ConfigError("--mode=export_student takes one run; predict averages several directories")
-  share.export(students[0], call.path("output"))
+  export(students[0], call.path("output"))
   call.terminal.line(f"written: {call.path('output')}, to share and for --checkpoint")
 
 
 def import_torch(call: Call) -> None:
   """The published PyTorch student as such a directory."""
-  import_torch_lib.import_torch(call.path("input"), call.flags.modality, call.path("output"))
+  from kd_jax.import_torch import import_torch
+
+  import_torch(call.path("input"), call.flags.modality, call.path("output"))
   call.terminal.line(f"written: {call.path('output')}, for --checkpoint")
 
 
@@ -197,22 +218,26 @@ def _check_flags(values: flags.FlagValues, mode: Mode) -> None:
       raise ConfigError(f"--{flag} has no meaning for what --mode={name} is asked to do")
 
 
-def _ensemble(call: Call) -> Ensemble:
+def _ensemble(call: Call) -> "Ensemble":
   """The students of --checkpoint (or --workdir), and how they look at volumes."""
-  paths = call.flags.checkpoint or call.flags.workdir
-  if call.flags.checkpoint and call.flags.workdir:
-    raise ConfigError("--checkpoint and --workdir both name the student; give one")
+  from kd_jax.deploy import Ensemble
+  from kd_jax.open_student import open_students
+
   values = call.flags
-  students = open_lib.open_students(paths)
+  if values.checkpoint and values.workdir:
+    raise ConfigError("--checkpoint and --workdir both name the student; give one")
+  students = open_students(values.checkpoint or values.workdir)
   return Ensemble(students, values.window, values.overlap, values.mirror)
 
 
 def _convention(call: Call, flag: str) -> str:
+  from kd_jax.data import labels
+
   value = call.flags[flag].value
   return value if value == "auto" else labels.canonical(value)
 
 
-def _output_convention(call: Call, ensemble: Ensemble) -> str:
+def _output_convention(call: Call, ensemble: "Ensemble") -> str:
   """Of the masks to write: as asked, or as the student's training data had it."""
   asked = _convention(call, "labels")
   return ensemble.students[0].training["convention"] if asked == "auto" else asked

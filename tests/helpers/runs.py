@@ -11,7 +11,8 @@ from kd_jax import config as config_lib
 from kd_jax import optim
 from kd_jax import step as step_lib
 from kd_jax.checkpoint import Checkpoints
-from kd_jax.data import folds, nifti
+from kd_jax.data import folds as folds_lib
+from kd_jax.data import nifti
 from kd_jax.data.cases import find_cases
 from kd_jax.data.dataset import FOLDS_FILE
 from kd_jax.models.framework import Framework
@@ -24,10 +25,11 @@ def make_data(root: Path, cases: int = 6, first: int = 0) -> Path:
   return root
 
 
-def make_run(workdir: Path, root: Path, fold: int = 0, seed: int = 0) -> Path:
+def make_run(workdir: Path, root: Path, fold: int = 0, seed: int = 0, folds: int = 5) -> Path:
   """A T1ce student and one FLAIR teacher, as if trained on all but one fold of root's cases."""
   config = common.with_variants(common.base("small", str(root)), "from_flair")
   config.data.fold = fold
+  config.data.folds = folds
   config.data.spacing = 3.0
   config.data.patch = (16, 16, 16)
   config.model.filters = (4, 4, 8, 8)
@@ -37,9 +39,9 @@ def make_run(workdir: Path, root: Path, fold: int = 0, seed: int = 0) -> Path:
   config_lib.write(workdir / config_lib.CONFIG_FILE, raw)
 
   cases = {case.name: case for case in find_cases(root)}
-  kept = folds.read_or_make(workdir / FOLDS_FILE, list(cases.values()))
+  kept = folds_lib.read_or_make(workdir / FOLDS_FILE, list(cases.values()), folds)
   images = {n: {"t1ce": nifti.read(case.images["t1ce"])} for n, case in cases.items()}
-  sides = folds.split(kept, fold)
+  sides = folds_lib.split(kept, fold)
   subjects = ([subject_of(cases[name], images[name]) for name in side] for side in sides)
   write_subjects(workdir / SUBJECTS_FILE, *subjects)
 
