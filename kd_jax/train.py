@@ -15,8 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from kd_jax import __version__, inference, optim
 from kd_jax import config as config_lib
-from kd_jax import inference, optim
 from kd_jax import step as step_lib
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.config import CONFIG_FILE, Config
@@ -332,7 +332,7 @@ def _introduce(
   log.line(
     f"{config.name}: {len(dataset.train)} training and {len(dataset.val)} validation cases, "
     f"fold {config.data.fold}; {total_steps} steps; {dict(mesh.shape)} {device.device_kind} "
-    f"({device.platform}, jax {jax.__version__}); work directory {workdir}"
+    f"({device.platform}); kd_jax {__version__}, jax {jax.__version__}; work directory {workdir}"
   )
   if first:
     log.line(f"going on from step {first}")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from kd_jax.data import labels, nifti
 from kd_jax.data.scans import Scan, find_scans
 from kd_jax.deploy import Ensemble, load_scan, native_classes
@@ -45,7 +47,7 @@ def _draw(
     except ValueError as e:
       raise CaseError(scan.name, scan.seg, str(e), "Correct the file, or take it away.") from e
   maps = {"prediction": predicted} | ({} if truth is None else {"truth": truth})
-  nifti.write_like(folder / "scan.nii.gz", reference.data, reference)
+  nifti.write_like(folder / "scan.nii.gz", reference.data.astype(np.float32), reference)
   for name, classes in maps.items():
     nifti.write_like(folder / f"{name}.nii.gz", labels.from_classes(classes, convention), reference)
   page = folder / "view.html"

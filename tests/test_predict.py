@@ -208,6 +208,24 @@ def test_a_folder_that_cannot_be_written(tmp_path, terminal):
     predict(bright(), scan, Output(tmp_path / "out", "brats2018"), terminal)
 
 
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, terminal, monkeypatch):
+  for i in range(3):
+    save(tmp_path / "in" / f"scan{i}.nii.gz", head(seed=i))
+  write_bytes = Path.write_bytes
+
+  def full(self, content):
+    if "scan1" not in self.name:
+      return write_bytes(self, content)
+    write_bytes(self, content[: len(content) // 2])
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(Path, "write_bytes", full)
+  with pytest.raises(UserError, match=r"cannot write .*scan1.nii.gz: No space left"):
+    predict(bright(), tmp_path / "in", Output(tmp_path / "out", "brats2018"), terminal)
+  left = {p.name for p in (tmp_path / "out").iterdir()}
+  assert "scan0.nii.gz" in left and not any("scan1" in name or "tmp" in name for name in left)
+
+
 def test_brats_cases_of_any_year(tmp_path, terminal):
   make_case(tmp_path / "in" / "BraTS20_Training_001")
   output = Output(tmp_path / "out", "brats2018")
