@@ -1,12 +1,24 @@
-"""Settings that must be in place before JAX starts: eight fake devices for the mesh tests."""
+"""Settings that must be in place before JAX starts: eight fake devices for the mesh tests, and one
+folder of compiled programs for all processes of a test run.
+"""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
+_OWN_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else xdist's workers have it from their parent
+  _OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kd_jax-tests-")
 
 from absl import flags
 
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+
+
+def pytest_unconfigure():
+  if _OWN_CACHE:
+    shutil.rmtree(_OWN_CACHE, ignore_errors=True)
