@@ -129,7 +129,9 @@ def _scores(workdir: Path, step: int) -> dict[str, Any] | None:
   summary = read_json(path)
   if [student.get("step") for student in summary.get("students", [])] != [step]:
     return None
-  return {key: summary.get(key) for key in ("title", "data", "prediction", "rules", "regions")}
+  scores = {key: summary.get(key) for key in ("title", "data", "prediction", "rules", "regions")}
+  scores["data"].pop("root", None)  # where the data lies is nobody's business who gets the student
+  return scores
 
 
 def _members(path: Path) -> list[Path]:

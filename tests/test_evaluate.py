@@ -75,7 +75,8 @@ def test_a_run_is_scored_on_its_validation_cases(place, terminal):
   assert any("chosen by its score" in note for note in summary["notes"])
   page = (folder / "report.html").read_text()
   assert all(name in page for name in rows(folder))
-  assert student.scores["regions"] == summary["regions"]  # what an export takes along
+  exported = open_student(place / "fold0").scores  # what an export takes along
+  assert exported["regions"] == summary["regions"] and "root" not in exported["data"]
 
 
 def test_training_subjects_are_refused(place, terminal):
