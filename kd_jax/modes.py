@@ -59,7 +59,8 @@ def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
     raw = config_lib.to_dict(config)
     config_lib.parse(raw)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    jax.config.update("jax_compilation_cache_dir", str(Path("runs/compiled").absolute()))
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(caches / "kd_jax" / "compiled"))
   if values.distributed:
     jax.distributed.initialize()
   mode.act(Call(values, raw, arguments, Terminal()))
