@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 
+from absl import flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -13,8 +15,6 @@ os.environ["XLA_FLAGS"] = (
 _OWN_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else xdist's workers have it from their parent
   _OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kd_jax-tests-")
-
-from absl import flags
 
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 

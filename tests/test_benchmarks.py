@@ -1,5 +1,6 @@
 """The benchmarks: what they count and parse is right, and the PyTorch mirror computes the same."""
 
+import functools
 import json
 import math
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from benchmarks import scaling, timing, train_step
 from kd_jax.errors import ConfigError
+from kd_jax.models import conv
 from kd_jax.models.framework import Framework, FrameworkSpec
 from kd_jax.objective import objective
 
@@ -51,8 +53,10 @@ def test_flops_are_those_of_a_hand_count():
   assert train_step.forward_flops(spec, (side,) * 3) == expected
 
 
-def test_flops_are_those_of_the_traced_program():
+def test_flops_are_those_of_the_traced_program(monkeypatch):
   """Every convolution and matrix product in the networks' own program, padding included."""
+  # Forms for the CPU may need fewer multiplications than they stand for.
+  monkeypatch.setattr(conv, "conv3d", functools.partial(conv.conv3d, impl="native"))
   spec = FrameworkSpec(
     student=("t1ce", "t1"),
     teachers={"t2": ("t2",)},

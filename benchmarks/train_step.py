@@ -1,0 +1,299 @@
+"""How fast is the training step, how much of the machine does it use, and what would PyTorch need?
+
+  python benchmarks/train_step.py                        # four networks at the paper's size
+  python benchmarks/train_step.py --small --against=torch
+
+Times the whole compiled step of the default configuration: four networks forward and backward,
+losses, confidence, clipping, AdamW, the student's average; no augmentation, no reading of data.
+Programs that are compared take turns in one process. FLOPs are counted from the kernels' shapes.
+The ceiling is a large square matrix product of the same dtype, taking its turns among the steps:
+the highest of its rates, where the step has its median. On a machine that others use, trust no
+time on the clock; the processor's time (all cores of this process) is what they disturb least.
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import timing
+from configs import common
+from kd_jax import config as config_lib
+from kd_jax import monitor, optim
+from kd_jax import step as step_lib
+from kd_jax.config import Config
+from kd_jax.models.framework import Framework, FrameworkSpec
+from kd_jax.runlog import table
+from kd_jax.step import TrainState
+
+PAPER = {"filters": (32, 64, 128, 256), "side": 128, "batches": (1, 2), "rounds": 4, "block": 5}
+SMALL = {"filters": (8, 16, 32, 64), "side": 32, "batches": (1,), "rounds": 3, "block": 2}
+_HEAD = [
+  *("program", "dtype", "batch", "compile/s", "ms/step", "min", "max", "cpu-ms", "samples/s"),
+  *("TFLOP/s", "ceiling", "share", "XLA/counted", "program/GB", "peak/GB"),
+  *("time/kd_jax", "cpu/kd_jax"),
+]
+
+
+def main() -> None:
+  arguments = _arguments()
+  jax.config.update("jax_enable_compilation_cache", False)  # or compile times mean nothing
+  if arguments.against:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch room
+    # PyTorch's idle threads would spin on cores that the next program or a neighbour needs (with
+    # two busy cores that made PyTorch itself four times slower).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+  sizes = SMALL if arguments.small else PAPER
+  on_cpu = jax.default_backend() == "cpu"
+  dtypes = arguments.dtype or (["float32"] if on_cpu else ["bfloat16", "float32"])
+  rows = []
+  for dtype in dtypes:
+    for batch in arguments.batch or sizes["batches"]:
+      config = settings(sizes["filters"], sizes["side"], batch, dtype)
+      print(f"{dtype}, batch {batch}: compiling", file=sys.stderr, flush=True)
+      rows += measure(config, sizes["rounds"], arguments.steps or sizes["block"], arguments.against)
+  counted = 3 * forward_flops(config.model, config.data.patch)
+  timing.write_json(arguments.json, {**sizes, "flops_per_sample": counted}, rows)
+  print(timing.describe(timing.machine()))
+  print(
+    f"filters {config.model.filters}, patch {sizes['side']}^3, {counted / 1e12:.4g} TFLOP a sample "
+    f"(forward + 2 x backward, by shapes); {arguments.json}"
+  )
+  print(table(_HEAD, [_cells(row) for row in rows]))
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--small", action="store_true", help="a quarter of the filters, 32^3")
+  parser.add_argument("--against", choices=["torch"], help="time a PyTorch mirror beside it")
+  parser.add_argument("--batch", type=int, nargs="+", help="default: 1 and 2, small: 1")
+  parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"])
+  parser.add_argument("--steps", type=int, help="counted steps a turn")
+  parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/train_step.json"))
+  return parser.parse_args()
+
+
+def settings(filters: tuple[int, int, int, int], side: int, batch: int, dtype: str) -> Config:
+  """The default run with other sizes."""
+  raw = common.base("benchmark", "none")
+  raw.model.filters, raw.model.dtype = tuple(filters), dtype
+  raw.data.patch, raw.data.batch = (side, side, side), batch
+  return config_lib.parse(config_lib.to_dict(raw))
+
+
+# --- FLOPs ------------------------------------------------------------------------------------
+
+_HALVINGS = {  # of the resolution that a kernel's outputs have
+  **{"stem": 0, "down1": 1, "down2": 2, "bridge": 3, "up2": 2, "up1": 1, "up0": 0, "head": 0},
+  **{"level1": 1, "level2": 2},
+}
+
+
+def forward_flops(spec: FrameworkSpec, patch: tuple[int, int, int]) -> int:
+  """Two for each multiply-add of all networks' convolutions, for one sample forward.
+
+  Zeros that pad count as numbers; norms, activations and losses (a few percent) do not count.
+  Backward costs twice as much: one such product for the inputs' gradients, one for the kernels'.
+  """
+  params = jax.eval_shape(Framework(spec).init, jax.random.key(0))
+  total = 0
+  for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+    path = [key.key for key in keys]
+    if path[-1] == "kernel":
+      total += 2 * math.prod(leaf.shape) * _positions(path, patch)
+  return total
+
+
+def _positions(path: list[str], patch: tuple[int, int, int]) -> int:
+  """At how many positions a kernel multiplies with all of its numbers."""
+  if "channel" in path:
+    return 2  # a gate's MLP sees the mean and the maximum
+  halvings = next(_HALVINGS[name] for name in path if name in _HALVINGS)
+  if "upsample" in path:
+    halvings += 1  # each input voxel becomes a cube of its own
+  return math.prod(side >> halvings for side in patch)
+
+
+# --- Programs ---------------------------------------------------------------------------------
+
+
+class Program(NamedTuple):
+  """A step that waits for its end, and what is known of it before it runs.
+
+  Attributes:
+    run: one step.
+    compile_seconds: tracing and compiling, without any cache.
+    bytes: of device memory, by XLA's own account.
+    flops: a step, by XLA's own count.
+  """
+
+  run: Callable[[], Any]
+  compile_seconds: float
+  bytes: int | None
+  flops: float | None
+
+
+def lower_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Lowered, Callable[[], TrainState]]:
+  """The step of a configuration on a mesh, to be compiled, and what makes its first state."""
+  framework = Framework(config.model)
+  optimizers = {name: optim.optimizer(own, 10**5) for name, own in config.optim.groups.items()}
+  step = step_lib.make_train_step(
+    framework,
+    optimizers,
+    config.loss,
+    config.confidence,
+    steps_per_epoch=1,  # so that the second step distils
+    ema_decay=config.optim.ema_decay,
+  )
+
+  def new_state() -> TrainState:
+    key = jax.random.key(config.seed)
+    return step_lib.init_state(framework, optimizers, config.confidence, key, ema=True)
+
+  sides = (config.data.batch, *config.data.patch)
+  batch = {
+    "image": jax.ShapeDtypeStruct((sides[0], 4, *sides[1:]), jnp.float16),
+    "label": jax.ShapeDtypeStruct(sides, jnp.uint8),
+  }
+  return step_lib.compile_step(step, mesh).lower(jax.eval_shape(new_state), batch), new_state
+
+
+def random_batch(config: Config) -> dict[str, np.ndarray]:
+  """Noise and random classes: a step's time does not depend on the numbers."""
+  rng, sides = np.random.default_rng(0), (config.data.batch, *config.data.patch)
+  image = rng.standard_normal((sides[0], 4, *sides[1:]), np.float32).astype(np.float16)
+  return {"image": image, "label": rng.integers(0, 4, sides, np.uint8)}
+
+
+def jax_program(config: Config) -> Program:
+  """Our step on one device; state and batch are put there by its first call."""
+  mesh = timing.mesh(1, 1)
+  began = time.perf_counter()
+  lowered, new_state = lower_step(config, mesh)
+  compiled = lowered.compile()
+  seconds = time.perf_counter() - began
+  held: dict[str, Any] = {}
+
+  def run() -> None:
+    if not held:
+      held["batch"] = jax.device_put(random_batch(config), step_lib.batch_sharding(mesh))
+      held["state"] = jax.device_put(new_state(), NamedSharding(mesh, PartitionSpec()))
+    held["state"], metrics = compiled(held["state"], held["batch"])
+    jax.block_until_ready((held["state"], metrics))
+
+  flops = (compiled.cost_analysis() or {}).get("flops")
+  return Program(run, seconds, timing.program_bytes(compiled), flops)
+
+
+def matmul(dtype: str, side: int, chain: int) -> tuple[Callable[[], Any], float]:
+  """A chain of square matrix products, and its FLOPs: what this device can do at most."""
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((side, side)) / side**0.5, dtype)
+
+  @jax.jit
+  def product(y: jax.Array) -> jax.Array:
+    for _ in range(chain):
+      y = y @ x
+    return y
+
+  return lambda: product(x).block_until_ready(), 2.0 * side**3 * chain
+
+
+# --- Measuring --------------------------------------------------------------------------------
+
+
+def measure(config: Config, rounds: int, block: int, against: str | None) -> list[dict[str, Any]]:
+  """The rows of one dtype and batch: ours, and those it is compared with."""
+  dtype, batch = config.model.dtype, config.data.batch
+  counted = 3 * forward_flops(config.model, config.data.patch) * batch
+  ours = jax_program(config)
+  row = {
+    "program": "kd_jax",
+    "dtype": dtype,
+    "batch": batch,
+    "compile_seconds": ours.compile_seconds,
+    "program_bytes": ours.bytes,
+    "xla_over_counted": ours.flops / counted if ours.flops and ours.flops > 0 else None,
+  }
+  free = monitor.free_memory()
+  if free and ours.bytes and ours.bytes > free:
+    return [row | {"note": f"does not fit into the {free / 1e9:.1f} GB that are free"}]
+  side, chain = (2048, 1) if jax.default_backend() == "cpu" else (8192, 8)
+  product, product_flops = matmul(dtype, side, chain)
+  programs = {"kd_jax": ours.run, **(_torch_programs(config) if against else {})}
+  peak_before = monitor.memory().get("memory/device_gb", 0.0)
+  spreads = timing.alternate({**programs, "matmul": product}, rounds, block)
+  peak = monitor.memory().get("memory/device_gb", 0.0)
+  ceiling = product_flops / spreads.pop("matmul").least
+  rows = []
+  for name, spread in spreads.items():
+    rate = counted / spread.median
+    rows.append(
+      {
+        **(row if name == "kd_jax" else {"program": name, "dtype": dtype, "batch": batch}),
+        "seconds": spread._asdict(),
+        "samples_per_second": batch / spread.median,
+        "flops_per_second": rate,
+        "ceiling_flops_per_second": ceiling,
+        "share_of_ceiling": rate / ceiling,
+        "time_over_kd_jax": spread.median / spreads["kd_jax"].median,
+        "cpu_over_kd_jax": spread.processor / spreads["kd_jax"].processor,
+        # A peak is of the process: it is this row's only where it has risen.
+        "peak_gb": peak if name == "kd_jax" and peak > peak_before else None,
+      }
+    )
+  return rows
+
+
+def _torch_programs(config: Config) -> Mapping[str, Callable[[], None]]:
+  """The mirror as written, and where there is CUDA as fast as PyTorch has it."""
+  import torch
+
+  from benchmarks import torch_mirror
+
+  device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+  dtype, batch = getattr(torch, config.model.dtype), random_batch(config)
+  kinds = {"torch eager": False} | ({"torch compile": True} if device == "cuda" else {})
+  return {
+    name: torch_mirror.make_step(config, batch, device, dtype=dtype, tuned=tuned)
+    for name, tuned in kinds.items()
+  }
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+  """One line of the table; "-" for what is not known or not asked."""
+  seconds = row.get("seconds", {})
+
+  def cell(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "-" if value is None else format(value * scale, form)
+
+  return [
+    row["program"] + (f" ({row['note']})" if "note" in row else ""),
+    row["dtype"],
+    str(row["batch"]),
+    cell(row.get("compile_seconds"), ".1f"),
+    *(cell(seconds.get(name), ".1f", 1e3) for name in ("median", "least", "most", "processor")),
+    cell(row.get("samples_per_second"), ".2f"),
+    cell(row.get("flops_per_second"), ".3f", 1e-12),
+    cell(row.get("ceiling_flops_per_second"), ".3f", 1e-12),
+    cell(row.get("share_of_ceiling"), ".0%"),
+    cell(row.get("xla_over_counted"), ".2f"),
+    cell(row.get("program_bytes"), ".2f", 1e-9),
+    cell(row.get("peak_gb"), ".2f"),
+    cell(row.get("time_over_kd_jax"), ".2f"),
+    cell(row.get("cpu_over_kd_jax"), ".2f"),
+  ]
+
+
+if __name__ == "__main__":
+  main()
