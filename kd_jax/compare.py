@@ -12,11 +12,11 @@ from kd_jax.data.labels import REGIONS
 from kd_jax.errors import UserError, some
 from kd_jax.metrics.case import METRICS
 from kd_jax.runlog import Terminal, table
+from kd_jax.scored import SCORES_FILE, SUMMARY_FILE
 from kd_jax.statistics import paired
 from kd_jax.storage import write_text
 
 COMPARED = ("dice", "hd95_mm", "nsd_1mm", "lesionwise_dice")
-SCORES_FILE, SUMMARY_FILE = "scores.csv", "summary.json"
 MUST_AGREE = ("rules", "data")  # of summary.json
 SIGNIFICANT = 0.05
 _FEWEST = 6  # pairs: 2 / 2^6 = 0.031 is the smallest two-sided p, 2 / 2^5 = 0.0625

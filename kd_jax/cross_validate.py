@@ -23,6 +23,7 @@ from kd_jax.evaluate import Choice, evaluate
 from kd_jax.open_student import open_student
 from kd_jax.report.illustrate import illustrate
 from kd_jax.runlog import Terminal, read_numbers, table
+from kd_jax.scored import SCORES_FILE, SUMMARY_FILE
 from kd_jax.storage import read_json
 from kd_jax.student import Student
 from kd_jax.train import train
@@ -68,7 +69,7 @@ def _gather(
   """The out-of-fold scores of all cases."""
   scores, run_of, summaries = {}, {}, []
   for run in runs:
-    own = read_scores(_summary_path(run).with_name(scores_lib.SCORES_FILE))
+    own = read_scores(_summary_path(run).with_name(SCORES_FILE))
     summaries.append(read_json(_summary_path(run)))
     scores |= own
     run_of |= dict.fromkeys(own, run)
@@ -124,7 +125,7 @@ def _gather(
 
 
 def _summary_path(run: Path) -> Path:
-  return run / "evaluation" / "val" / scores_lib.SUMMARY_FILE
+  return run / "evaluation" / "val" / SUMMARY_FILE
 
 
 def _is_scored(run: Path, student: Student) -> bool:

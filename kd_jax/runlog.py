@@ -155,5 +155,5 @@ def table(head: list[str], rows: list[list[object]]) -> str:
 
 def quiet_libraries() -> None:
   """Their notes of every save, restore and missing backend would bury ours; errors stay."""
-  for name in ("absl", "jax", "orbax"):
+  for name in ("absl", "jax", "matplotlib", "orbax"):
     logging.getLogger(name).setLevel(logging.ERROR)

@@ -12,6 +12,8 @@ from kd_jax.data.cases import Case
 from kd_jax.errors import CaseError, UserError
 from kd_jax.metrics.case import HD95_OF_EMPTY, score_case
 
+SCORES_FILE, SUMMARY_FILE = "scores.csv", "summary.json"  # in an evaluation's folder
+
 
 @dataclass
 class Scored:

@@ -37,10 +37,11 @@ from kd_jax.report.illustrate import Illustrated
 from kd_jax.report.page import Report
 from kd_jax.report.page import write as write_report
 from kd_jax.runlog import Terminal, table
+from kd_jax.scored import SCORES_FILE, SUMMARY_FILE
 from kd_jax.storage import write_text
 from kd_jax.student import Student
 
-SCORES_FILE, SUMMARY_FILE, REPORT_FILE = "scores.csv", "summary.json", "report.html"
+REPORT_FILE = "report.html"
 SCHEMA = 1
 _PACKAGES = ("kd_jax", "jax", "flax", "orbax-checkpoint", "numpy", "scipy", "nibabel")
 _ON_TERMINAL = ("dice", "hd95_mm", "slice_dice_reference")

@@ -54,7 +54,7 @@ def illustrate(
       viewer.write_page(folder / page, name, scan, classes, truth, modality)
       shown.viewers[name] = page.as_posix()
   if any(case.images for case in cases) and not drawable:
-    terminal.line('3-D pages in the report need one more package: pip install "kd_jax[report]"')
+    terminal.line(f"3-D pages in the report need one more package: {viewer.INSTALL}")
   return shown
 
 

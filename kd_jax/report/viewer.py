@@ -26,7 +26,7 @@ from kd_jax.pictures import COLOURS
 from kd_jax.report import mesh
 from kd_jax.storage import write_text
 
-_INSTALL = "pip install 'kd_jax[report]' (or: pip install 'nilearn>=0.14.1,<0.15')"
+INSTALL = "pip install 'nilearn>=0.14.1,<0.15' (the extra `report`)"
 _NIIVUE = re.compile(r"niivue\.umd(\.min)?\.js")  # the build that a plain script element can hold
 _LABEL = 1002  # NIFTI_INTENT_LABEL: NiiVue outlines such a map
 
@@ -94,11 +94,11 @@ def niivue() -> tuple[str, str]:
   try:
     package = importlib.metadata.distribution("nilearn")
   except importlib.metadata.PackageNotFoundError as e:
-    raise UserError(f"the page needs the package nilearn, which has NiiVue; {_INSTALL}") from e
+    raise UserError(f"the page needs the package nilearn, which has NiiVue; {INSTALL}") from e
   for file in package.files or ():
     if _NIIVUE.fullmatch(file.name):
       return Path(file.locate()).read_text(encoding="utf-8"), package.version
-  raise UserError(f"the installed nilearn {package.version} has no NiiVue; {_INSTALL}")
+  raise UserError(f"the installed nilearn {package.version} has no NiiVue; {INSTALL}")
 
 
 def intensities(data: np.ndarray) -> np.ndarray:
