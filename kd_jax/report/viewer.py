@@ -26,7 +26,7 @@ from kd_jax.pictures import COLOURS
 from kd_jax.report import mesh
 from kd_jax.storage import write_text
 
-INSTALL = "pip install 'nilearn>=0.14.1,<0.15' (the extra `report`)"
+INSTALL = "pip install 'kd_jax[report]' (or: pip install 'nilearn>=0.14.1,<0.15')"
 _NIIVUE = re.compile(r"niivue\.umd(\.min)?\.js")  # the build that a plain script element can hold
 _LABEL = 1002  # NIFTI_INTENT_LABEL: NiiVue outlines such a map
 
