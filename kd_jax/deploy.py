@@ -113,6 +113,9 @@ def load_scan(ensemble: Ensemble, scan: Case | Scan, tell: Callable[[str], None]
   """Reads, looks for what a student cannot be right about, prepares. CaseError if unusable."""
   volumes = {}
   for modality in ensemble.modalities:
+    if modality not in scan.images:
+      finding = f"no {modality} image"
+      raise CaseError(scan.name, scan.folder, finding, "Add the file, or remove the case.")
     path = scan.images[modality]
     try:
       volumes[modality] = nifti.read(path)

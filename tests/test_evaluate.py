@@ -158,13 +158,16 @@ def test_cases_that_cannot_be_scored_are_in_no_mean(place, terminal, tmp_path):
   (tmp_path / "data" / "case50" / "case50_seg.nii.gz").unlink()
   make_case(tmp_path / "data" / "case60", seed=60, affine=LARGE)
   write(tmp_path / "data" / "case60" / "case60_seg.nii.gz", seg()[:-1], LARGE)
+  lacking = make_case(tmp_path / "data" / "case61", seed=61, affine=LARGE)
+  (lacking / "case61_t1ce.nii.gz").unlink()
   summary = evaluate(
     ensemble(place / "fold0"), Choice(data_root=tmp_path / "data"), tmp_path / "out", terminal
   )
   assert list(rows(tmp_path / "out")) == ["case51"]
-  assert summary["failed"].keys() == {"case50", "case60"}
+  assert summary["failed"].keys() == {"case50", "case60", "case61"}
   assert "no label map" in summary["failed"]["case50"] and "shape" in summary["failed"]["case60"]
-  with pytest.raises(UserError, match="2 cases could not be scored"):
+  assert "no t1ce image" in summary["failed"]["case61"]
+  with pytest.raises(UserError, match="3 cases could not be scored"):
     check_complete(summary)
 
 
