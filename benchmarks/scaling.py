@@ -49,7 +49,7 @@ MESHES = ("1x1", "2x1", "1x2", "4x1", "2x2", "1x4", "8x1", "4x2", "2x4", "1x8")
 SMALL_MESHES = ("1x1", "2x1", "1x2", "2x2")
 CHIPS = (8, 32, 64, 128, 256)
 # LLVM alone is told to hurry: what XLA partitions and where it puts its buffers stays the same.
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def main() -> None:
@@ -61,11 +61,11 @@ def main() -> None:
   programs, flops = [], 0
   for number, text in enumerate(meshes, start=1):
     data, space = _mesh_shape(text, sizes["side"])
-    began = time.monotonic()
-    config = train_step.settings(sizes["filters"], sizes["side"], data * arguments.batch, "float32")
+    began, patch = time.monotonic(), (sizes["side"],) * 3
+    config = train_step.settings(sizes["filters"], patch, data * arguments.batch, "float32")
     flops = 3 * train_step.forward_flops(config.model, config.data.patch)
     lowered, _ = train_step.lower_step(config, timing.mesh(data, space))
-    compiled = lowered.compile(compiler_options=_QUICK)
+    compiled = lowered.compile(compiler_options=QUICK)
     found = collectives(compiled.as_text(), space)
     programs.append(Sharded(data, space, timing.program_bytes(compiled) or 0, found))
     seconds = time.monotonic() - began

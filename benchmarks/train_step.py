@@ -16,9 +16,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# PyTorch's idle threads would spin on cores that the next program or a neighbour needs (with two
+# busy cores that made PyTorch itself four times slower). It reads this when it is imported, and
+# tensorboardX imports it where it is installed.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +39,7 @@ from kd_jax import monitor, optim
 from kd_jax import step as step_lib
 from kd_jax.config import Config
 from kd_jax.models.framework import Framework, FrameworkSpec
+from kd_jax.models.remat import REMATS
 from kd_jax.runlog import table
 from kd_jax.step import TrainState
 
@@ -51,24 +57,24 @@ def main() -> None:
   jax.config.update("jax_enable_compilation_cache", False)  # or compile times mean nothing
   if arguments.against:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch room
-    # PyTorch's idle threads would spin on cores that the next program or a neighbour needs (with
-    # two busy cores that made PyTorch itself four times slower).
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
   sizes = SMALL if arguments.small else PAPER
   on_cpu = jax.default_backend() == "cpu"
   dtypes = arguments.dtype or (["float32"] if on_cpu else ["bfloat16", "float32"])
   rows = []
   for dtype in dtypes:
     for batch in arguments.batch or sizes["batches"]:
-      config = settings(sizes["filters"], sizes["side"], batch, dtype)
+      memory = {"remat": arguments.remat, "accumulate": arguments.accumulate}
+      config = settings(sizes["filters"], (sizes["side"],) * 3, batch, dtype, **memory)
       print(f"{dtype}, batch {batch}: compiling", file=sys.stderr, flush=True)
       rows += measure(config, sizes["rounds"], arguments.steps or sizes["block"], arguments.against)
   counted = 3 * forward_flops(config.model, config.data.patch)
-  timing.write_json(arguments.json, {**sizes, "flops_per_sample": counted}, rows)
+  known = {**sizes, **memory, "flops_per_sample": counted}
+  timing.write_json(arguments.json, known, rows)
   print(timing.describe(timing.machine()))
   print(
     f"filters {config.model.filters}, patch {sizes['side']}^3, {counted / 1e12:.4g} TFLOP a sample "
-    f"(forward + 2 x backward, by shapes); {arguments.json}"
+    f"(forward + 2 x backward, by shapes), remat {arguments.remat}, in {arguments.accumulate} "
+    f"part{'s' * (arguments.accumulate > 1)}; {arguments.json}"
   )
   print(table(_HEAD, [_cells(row) for row in rows]))
 
@@ -79,16 +85,21 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--against", choices=["torch"], help="time a PyTorch mirror beside it")
   parser.add_argument("--batch", type=int, nargs="+", help="default: 1 and 2, small: 1")
   parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"])
+  parser.add_argument("--remat", default="none", choices=REMATS, help="train.remat")
+  parser.add_argument("--accumulate", type=int, default=1, help="train.accumulate")
   parser.add_argument("--steps", type=int, help="counted steps a turn")
   parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/train_step.json"))
   return parser.parse_args()
 
 
-def settings(filters: tuple[int, int, int, int], side: int, batch: int, dtype: str) -> Config:
-  """The default run with other sizes."""
+def settings(
+  filters: Sequence[int], patch: Sequence[int], batch: int, dtype: str, **train: Any
+) -> Config:
+  """The default run with other sizes; train: settings of that name, such as remat."""
   raw = common.base("benchmark", "none")
   raw.model.filters, raw.model.dtype = tuple(filters), dtype
-  raw.data.patch, raw.data.batch = (side, side, side), batch
+  raw.data.patch, raw.data.batch = tuple(patch), batch
+  raw.train.update(train)
   return config_lib.parse(config_lib.to_dict(raw))
 
 
@@ -146,7 +157,7 @@ class Program(NamedTuple):
 
 def lower_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Lowered, Callable[[], TrainState]]:
   """The step of a configuration on a mesh, to be compiled, and what makes its first state."""
-  framework = Framework(config.model)
+  framework = Framework(config.model, config.train.remat)
   optimizers = {name: optim.optimizer(own, 10**5) for name, own in config.optim.groups.items()}
   step = step_lib.make_train_step(
     framework,
@@ -155,6 +166,7 @@ def lower_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Lowered, Callable
     config.confidence,
     steps_per_epoch=1,  # so that the second step distils
     ema_decay=config.optim.ema_decay,
+    accumulate=config.train.accumulate,
   )
 
   def new_state() -> TrainState:

@@ -77,6 +77,8 @@ def base(name: str, root: str) -> ConfigDict:
         "epochs": 300,
         "steps_per_epoch": 250,
         "space": 1,
+        "accumulate": 1,
+        "remat": "none",  # or norms, stages: less memory
         "log_every": 10,
         "save_every": 250,
         "keep": 2,

@@ -22,6 +22,7 @@ from kd_jax.inference import MODES, PredictSettings
 from kd_jax.losses import DICE_REDUCTIONS, KD_REDUCTIONS
 from kd_jax.metrics.device import SCORE_KINDS
 from kd_jax.models.framework import ATTENTIONS, DTYPES, FrameworkSpec
+from kd_jax.models.remat import REMATS
 from kd_jax.models.resunet import DOWNSAMPLING, LEVELS
 from kd_jax.objective import LossSettings
 from kd_jax.optim import GROUPS, SCHEDULES, OptimizerSettings
@@ -51,6 +52,8 @@ class TrainSettings:
     epochs: in all.
     steps_per_epoch: 0 for one pass over the training cases.
     space: devices that share one volume; the rest of them share the batch.
+    accumulate: parts of a batch that are computed one after the other (accumulate.py).
+    remat: what is kept for the backward pass: "none", "norms" or "stages" (models/remat.py).
     log_every: steps between two lines of the log.
     save_every: steps between two checkpoints, beside the one after each validation.
     keep: latest checkpoints kept, beside the best.
@@ -62,6 +65,8 @@ class TrainSettings:
   epochs: int
   steps_per_epoch: int
   space: int
+  accumulate: int
+  remat: str
   log_every: int
   save_every: int
   keep: int
@@ -99,6 +104,8 @@ MAY_CHANGE = (
   "data.demo_cases",
   "train.epochs",
   "train.space",
+  "train.accumulate",
+  "train.remat",
   "train.log_every",
   "train.save_every",
   "train.keep",
@@ -225,6 +232,7 @@ def _check(config: Config) -> None:
   _one_of("confidence.score", config.confidence.score, SCORE_KINDS)
   _one_of("confidence.update", config.confidence.update, UPDATES)
   _one_of("predict.mode", config.predict.mode, MODES)
+  _one_of("train.remat", train.remat, REMATS)
   _ = data.cache_settings  # checks itself
 
   for region in config.confidence.regions or ("",):
@@ -268,8 +276,13 @@ def _check(config: Config) -> None:
   _within("confidence.total", config.confidence.total, 0, 1e6)
   _within("confidence.ema_decay", config.confidence.ema_decay, 0, 0.999999)
   _within("predict.overlap", config.predict.overlap, 0, 0.9)
-  for name in ("epochs", "space", "log_every", "save_every", "keep", "validate_every"):
+  for name in ("epochs", "space", "accumulate", "log_every", "save_every", "keep"):
     _within(f"train.{name}", getattr(train, name), 1, 1 << 30)
+  _within("train.validate_every", train.validate_every, 1, 1 << 30)
+  if data.batch % train.accumulate:
+    raise ConfigError(
+      f"train.accumulate = {train.accumulate} does not divide data.batch = {data.batch}"
+    )
   for name in ("steps_per_epoch", "validate_cases", "pictures"):
     _within(f"train.{name}", getattr(train, name), 0, 1 << 30)
   for name in ("flip", "intensity"):

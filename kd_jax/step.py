@@ -16,9 +16,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax import confidence as confidence_lib
+from kd_jax.accumulate import grad_in_parts
 from kd_jax.confidence import Confidence, ConfidenceSettings
 from kd_jax.metrics import device as metrics_lib
-from kd_jax.models.framework import Framework, Params
+from kd_jax.models.framework import Framework, Outputs, Params
 from kd_jax.objective import LossSettings, objective
 
 Batch = Mapping[str, jax.Array]  # image (B, M, D, H, W), label (B, D, H, W)
@@ -76,6 +77,7 @@ def make_train_step(
   augment: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
   key: jax.Array | None = None,
   ema_decay: float = 0.0,
+  accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The step as a pure function, to be compiled by `compile_step`.
 
@@ -88,7 +90,15 @@ def make_train_step(
     augment: (key, images, labels) -> (images, labels), on the device.
     key: of the augmentation; each step folds its number in, so a resumed run repeats itself.
     ema_decay: of the student's average; 0 for none.
+    accumulate: parts of the batch that go through the networks one after the other; the step is
+      the same, see accumulate.py.
   """
+
+  def forward(params: Params, images: jax.Array) -> Outputs:
+    """Without the features, which no loss asks for."""
+    outputs = framework(params, images)
+    teachers = {name: out._replace(features={}) for name, out in outputs.teachers.items()}
+    return Outputs(teachers, outputs.fused, outputs.student._replace(features={}))
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     images, labels = batch["image"], batch["label"]
@@ -97,13 +107,19 @@ def make_train_step(
     epoch, step_in_epoch = jnp.divmod(state.step, steps_per_epoch)
     belief = confidence_lib.begin_step(state.confidence, step_in_epoch == 0, confidence)
 
-    def loss_fn(params: Params):
-      outputs = framework(params, images)
+    def loss_of(outputs: Outputs) -> tuple[jax.Array, Metrics]:
       distil = epoch >= loss.kd_from_epoch
-      total, terms = objective(outputs, labels, belief.weights, distil, loss)
+      return objective(outputs, labels, belief.weights, distil, loss)
+
+    def loss_fn(params: Params):
+      outputs = forward(params, images)
+      total, terms = loss_of(outputs)
       return total, (outputs, terms)
 
-    grads, (outputs, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
+    if accumulate == 1:
+      grads, (outputs, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
+    else:
+      grads, outputs, metrics = grad_in_parts(forward, loss_of, state.params, images, accumulate)
 
     params, opt_state = {}, {}
     for group, tx in optimizers.items():

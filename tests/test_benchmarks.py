@@ -88,7 +88,7 @@ def flops_of(jaxpr):
 
 
 def test_the_papers_step_has_about_21_teraflop_a_sample():
-  config = train_step.settings(PAPER["filters"], PAPER["side"], 1, "float32")
+  config = train_step.settings(PAPER["filters"], (PAPER["side"],) * 3, 1, "float32")
   assert len(config.model.teachers) == 3
   counted = 3 * train_step.forward_flops(config.model, config.data.patch)
   assert counted == pytest.approx(21.3e12, rel=0.01)
@@ -203,7 +203,10 @@ def test_the_mirror_computes_the_same(gradients):
   rng = np.random.default_rng(0)
   images = rng.standard_normal((2, 4, 16, 16, 24), np.float32)
   labels = rng.integers(0, 4, (2, 16, 16, 24))
-  loss, alpha = train_step.settings(spec.filters, 16, 2, "float32").loss, {"flair": 0.2, "t2": 0.3}
+  loss, alpha = (
+    train_step.settings(spec.filters, (16, 16, 16), 2, "float32").loss,
+    {"flair": 0.2, "t2": 0.3},
+  )
 
   def loss_fn(params):
     outputs = framework(params, images)
@@ -243,7 +246,7 @@ def test_the_mirrors_step_trains():
   torch = pytest.importorskip("torch")
   from benchmarks import torch_mirror
 
-  config = train_step.settings((4, 4, 8, 8), 16, 1, "float32")
+  config = train_step.settings((4, 4, 8, 8), (16, 16, 16), 1, "float32")
   batch, rate = train_step.random_batch(config), config.optim.student.learning_rate
   mirror = torch_mirror.Mirror(config.model)
   before = [parameter.detach().clone() for parameter in mirror.parameters()]

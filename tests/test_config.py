@@ -95,6 +95,8 @@ def test_unknown_and_contradicting_variants():
     ("optim.ema_decay", 1.0, "ema_decay"),
     ("predict.mode", "tiles", "sliding"),
     ("train.epochs", 0, "train.epochs"),
+    ("train.accumulate", 3, "does not divide data.batch = 2"),
+    ("train.remat", "blocks", "norms"),
     ("train.epochs", 2.5, "of type int"),
     ("augment.flip", 2.0, "augment.flip"),
   ],

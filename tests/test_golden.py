@@ -26,6 +26,7 @@ from kd_jax.objective import LossSettings
 GOLDEN = Path(os.environ.get("KD_JAX_GOLDEN_DIR", Path(__file__).parent / "golden"))
 TOLERANCE = 1e-6
 FIRST_KD_EPOCH = 1000
+BATCH = 2  # of every step case
 SIDE_HEADS = ("output_layer_1", "output_layer_2")  # our teachers have none; they never see a loss
 
 
@@ -126,8 +127,11 @@ class Golden:
     self.learning_rate = document["learning_rate"]
     self.shapes = document["parameter_shapes"]
     order = [channels.index(m) for m in ("flair", "t1", "t1ce", "t2")]
-    self.images = jnp.asarray(self.arrays["images"][:, order].astype(np.float64))
-    self.labels = jnp.asarray(self.arrays["labels"])
+    # A case of one sample is given it twice, which changes no number (Dice is a ratio, all else a
+    # mean): so all cases share one compiled step, and compiling is nearly all of their time.
+    twice = np.resize(np.arange(document["batch"]), BATCH)
+    self.images = jnp.asarray(self.arrays["images"][twice][:, order].astype(np.float64))
+    self.labels = jnp.asarray(self.arrays["labels"][twice])
 
   def params(self):
     network = torch_names.network_table()
@@ -164,6 +168,7 @@ def _check_shapes(framework, params):
 
 def _check_forward(golden, outputs):
   expected = golden.arrays
+  outputs = jax.tree.map(lambda x: x[: len(expected["images"])], outputs)
   assert_close(outputs.student.logits, channels_last(expected["logits/student"]), "student logits")
   for i, level in enumerate(("level1", "level2")):
     side = channels_last(expected[f"logits/student_ds{i}"])
@@ -274,7 +279,7 @@ def _check_steps(golden, framework, params):
       _check_gradients(golden, {group: state.opt_state[group][0] for group in optimizers})
   _, outputs = step_and_forward(state, batch)
   expected = channels_last(golden.arrays["final/student/logits"])
-  assert_close(outputs.student.logits, expected, "final logits")
+  assert_close(outputs.student.logits[: len(expected)], expected, "final logits")
 
 
 def _expected_metrics(golden, entry) -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from kd_jax.models import conv
+from kd_jax.models.remat import convolved
 
 Init = str  # "torch": PyTorch's default; "xavier": Xavier normal with zero biases
 _SLOPE = 0.01
@@ -72,9 +73,8 @@ class Conv(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) -> (B, ceil(D/stride), ceil(H/stride), ceil(W/stride), outputs)."""
     kernel = self.kernel[...].astype(self.dtype)
-    return conv.conv3d(x.astype(self.dtype), kernel, self.stride) + self.bias[...].astype(
-      self.dtype
-    )
+    bias = self.bias[...].astype(self.dtype)
+    return convolved(conv.conv3d(x.astype(self.dtype), kernel, self.stride) + bias)
 
 
 class Upsample(nnx.Module):
@@ -90,7 +90,8 @@ class Upsample(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, C) -> (B, 2D, 2H, 2W, C)."""
     kernel = self.kernel[...].astype(self.dtype)
-    return conv.upsample2(x.astype(self.dtype), kernel) + self.bias[...].astype(self.dtype)
+    bias = self.bias[...].astype(self.dtype)
+    return convolved(conv.upsample2(x.astype(self.dtype), kernel) + bias)
 
 
 def instance_norm(channels: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.GroupNorm:

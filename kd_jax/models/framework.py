@@ -105,8 +105,10 @@ class Outputs(NamedTuple):
 class Framework:
   """The networks' structure without their numbers: every method is a function of parameters."""
 
-  def __init__(self, spec: FrameworkSpec):
+  def __init__(self, spec: FrameworkSpec, remat: str = "none"):
+    """remat: what the joint forward pass keeps for its backward pass, see remat.py."""
     self.spec = spec
+    self._remat = remat
     abstract = nnx.eval_shape(lambda: self._modules(jax.random.key(0)))
     self._graphs = {group: nnx.split(module, nnx.Param)[0] for group, module in abstract.items()}
 
@@ -133,7 +135,7 @@ class Framework:
     """
     cohort = nnx.merge(self._graphs["cohort"], params["cohort"])
     teachers = {
-      name: cohort.teachers[name](select(images, modalities))
+      name: cohort.teachers[name](select(images, modalities), self._remat)
       for name, modalities in self.spec.teachers.items()
     }
     fused = {
@@ -144,7 +146,8 @@ class Framework:
 
   def student(self, params: Params, images: jax.Array) -> Output:
     """The student alone; params: its group only; images: (B, M, D, H, W)."""
-    return nnx.merge(self._graphs["student"], params)(select(images, self.spec.student))
+    student = nnx.merge(self._graphs["student"], params)
+    return student(select(images, self.spec.student), self._remat)
 
   def network(self, params: Params, x: jax.Array) -> jax.Array:
     """Any one of the networks, for prediction.

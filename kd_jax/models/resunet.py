@@ -1,5 +1,6 @@
 """The 3-D residual U-Net with gated skips that teachers and student share (METHOD: networks)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kd_jax.models import remat as remat_lib
 from kd_jax.models.blocks import Conv, Gate, Init, ResidualBlock, Stem, Upsample
 
 DOWNSAMPLING = 8  # three strided blocks: the input's sides must be multiples of this
@@ -83,15 +85,16 @@ class ResUNet(nnx.Module):
       {level: Conv(sides[level], classes, 1, **own) for level in LEVELS[:side_heads]}
     )
 
-  def __call__(self, x: jax.Array) -> Output:
-    """x: (B, D, H, W, modalities), sides multiples of 8."""
-    x1 = self.stem(x)
-    x2 = self.down1(x1)
-    x3 = self.down2(x2)
-    x4 = self.bridge(x3)
-    d2 = self.up2(x4, x3)  # 1/4 resolution, f2 channels
-    d1 = self.up1(d2, x2)  # 1/2 resolution, f1
-    d0 = self.up0(d1, x1)  # full resolution, f0
+  def __call__(self, x: jax.Array, remat: str = "none") -> Output:
+    """x: (B, D, H, W, modalities), sides multiples of 8; remat: see remat.py."""
+    run = functools.partial(remat_lib.run, remat=remat)
+    x1 = run(self.stem, x)
+    x2 = run(self.down1, x1)
+    x3 = run(self.down2, x2)
+    x4 = run(self.bridge, x3)
+    d2 = run(self.up2, x4, x3)  # 1/4 resolution, f2 channels
+    d1 = run(self.up1, d2, x2)  # 1/2 resolution, f1
+    d0 = run(self.up0, d1, x1)  # full resolution, f0
     features = {"level1": d1, "level2": d2}
     side_logits = {level: head(features[level]) for level, head in self.side_heads.items()}
     return Output(self.head(d0), side_logits, features)

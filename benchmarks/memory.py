@@ -1,0 +1,147 @@
+"""How much device memory does the training step take, and what makes it less?
+
+  python benchmarks/memory.py                        # the paper's networks; no data, nothing runs
+  python benchmarks/memory.py --small
+
+Compared are a batch of two, its two samples one after the other (train.accumulate), less kept for
+the backward pass (train.remat), a volume shared by devices (train.space), and a whole scan, padded
+to 256x240x160, on one device and on four. Two accounts, of each device:
+
+  kept         what the networks' forward pass hands to their backward pass, as JAX traces it,
+               divided by the devices
+  XLA          the temporary buffers of the whole step, compiled for fake CPU devices
+
+XLA for CPU drops the barriers that keep recomputation until it is needed: rows of remat show
+nothing there, and "kept" is what they can save on a GPU or TPU. Convolutions are in the form that
+accelerators use; float32, with bfloat16 activations are half. What all this costs in time is for
+train_step.py --remat and --accumulate to say.
+"""
+
+import argparse
+import functools
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+  ).strip()
+
+import jax
+import jax.numpy as jnp
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import timing, train_step
+from benchmarks.scaling import QUICK
+from kd_jax.config import Config
+from kd_jax.models import conv
+from kd_jax.models.framework import Framework, Params
+from kd_jax.runlog import table
+
+WHOLE = (256, 240, 160)  # 240x240x155 where four devices share the first side
+
+
+class Case(NamedTuple):
+  """One row: the sides of the patch (or of the whole scan), the batch, and the settings."""
+
+  name: str
+  patch: tuple[int, int, int]
+  batch: int
+  train: dict[str, Any]
+
+
+def cases(patch: tuple[int, int, int], whole: tuple[int, int, int]) -> list[Case]:
+  """The rows; each group begins with what the others of it are compared with."""
+  return [
+    Case("batch of two", patch, 2, {}),
+    Case("in two parts", patch, 2, {"accumulate": 2}),
+    Case("remat: norms", patch, 2, {"remat": "norms"}),
+    Case("remat: stages", patch, 2, {"remat": "stages"}),
+    Case("in two parts, stages", patch, 2, {"accumulate": 2, "remat": "stages"}),
+    Case("space: 4", patch, 2, {"space": 4}),
+    Case("whole scan", whole, 1, {}),
+    Case("whole scan, space: 4", whole, 1, {"space": 4}),
+    Case("whole scan, space: 4, stages", whole, 1, {"space": 4, "remat": "stages"}),
+  ]
+
+
+def measure(case: Case, filters: tuple[int, int, int, int]) -> dict[str, Any]:
+  """Bytes on each device, by XLA's account of the compiled step."""
+  config = train_step.settings(filters, case.patch, case.batch, "float32", **case.train)
+  lowered, _ = train_step.lower_step(config, timing.mesh(1, config.train.space))
+  memory = lowered.compile(compiler_options=QUICK).memory_analysis()
+  kept = kept_bytes(config) / config.train.space
+  return {
+    "case": case.name,
+    "patch": case.patch,
+    "batch": case.batch,
+    "devices": config.train.space,
+    "state": memory.alias_size_in_bytes,
+    "batch_bytes": memory.argument_size_in_bytes - memory.alias_size_in_bytes,
+    "kept": kept,
+    "temporary": memory.temp_size_in_bytes,
+  }
+
+
+def kept_bytes(config: Config) -> int:
+  """What the forward pass of a batch (or a part of it) keeps for the backward pass."""
+  framework = Framework(config.model, config.train.remat)
+  samples = config.data.batch // config.train.accumulate
+  images = jax.ShapeDtypeStruct((samples, 4, *config.data.patch), jnp.float32)
+
+  def backward(params: Params, images: jax.Array):
+    return jax.vjp(lambda params: framework(params, images), params)[1]
+
+  params = jax.eval_shape(framework.init, jax.random.key(0))
+  residuals = jax.tree.leaves(jax.eval_shape(backward, params, images))
+  return sum(x.size * x.dtype.itemsize for x in residuals)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--small", action="store_true", help="an eighth of the filters, small sides")
+  parser.add_argument("--only", nargs="+", type=int, help="rows, from 0")
+  parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/memory.json"))
+  arguments = parser.parse_args()
+  jax.config.update("jax_enable_compilation_cache", False)
+  conv.conv3d = functools.partial(conv.conv3d, impl="native")
+  filters = (4, 4, 8, 8) if arguments.small else train_step.PAPER["filters"]
+  chosen = cases((32,) * 3, (64, 56, 40)) if arguments.small else cases((128,) * 3, WHOLE)
+  if arguments.only:
+    chosen = [chosen[number] for number in arguments.only]
+  rows = []
+  for number, case in enumerate(chosen, start=1):
+    began = time.monotonic()
+    rows.append(measure(case, filters))
+    seconds = time.monotonic() - began
+    print(f"{number}/{len(chosen)} {case.name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+  timing.write_json(arguments.json, {"filters": filters}, rows)
+  print(timing.describe(timing.machine()))
+  print(f"filters {filters}, float32; GB on each device; {arguments.json}")
+  head = ["step", "patch", "batch", "devices", "state", "kept", "of first", "XLA", "of first"]
+  print(table(head, [_cells(row, rows) for row in rows]))
+
+
+def _cells(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+  first = next(other for other in rows if other["patch"] == row["patch"])
+  return [
+    row["case"],
+    "x".join(map(str, row["patch"])),
+    str(row["batch"]),
+    str(row["devices"]),
+    f"{row['state'] / 1e9:.2f}",
+    *(
+      text
+      for account in ("kept", "temporary")
+      for text in (f"{row[account] / 1e9:.2f}", f"{row[account] / first[account]:.0%}")
+    ),
+  ]
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,39 @@
+"""What the stages of a network keep for their backward pass: memory against time.
+
+"none" keeps what XLA likes to; "norms" keeps what convolutions give and computes norms and
+activations again (a little slower, about half the memory); "stages" keeps what goes into each stage
+and computes all of it again (a forward pass more). The numbers are the same.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+REMATS = ("none", "norms", "stages")
+_CONVOLVED = "convolved"
+
+
+def convolved(x: jax.Array) -> jax.Array:
+  """Marks what a convolution gives."""
+  return checkpoint_name(x, _CONVOLVED)
+
+
+def run(stage: nnx.Module, *inputs: jax.Array, remat: str) -> Any:
+  """stage(*inputs), with a backward pass that remembers as much as `remat`, of REMATS, says."""
+  if remat == "none":
+    return stage(*inputs)
+  policies = jax.checkpoint_policies
+  keep = {
+    "norms": policies.save_only_these_names(_CONVOLVED),
+    "stages": policies.nothing_saveable,
+  }[remat]
+  graph, params = nnx.split(stage)
+
+  @functools.partial(jax.checkpoint, policy=keep)
+  def again(params: nnx.State, *inputs: jax.Array) -> Any:
+    return nnx.merge(graph, params)(*inputs)
+
+  return again(params, *inputs)
