@@ -44,7 +44,10 @@ flags.DEFINE_string("truth", None, "The folder of label maps to score them again
 flags.DEFINE_string("prediction_labels", "auto", "Label convention of the masks; as the truth's.")
 flags.DEFINE_string("modality", "t1ce", "What an imported student reads.")
 flags.DEFINE_list("folds", [], "Folds to cross-validate here; default all.")
-flags.DEFINE_bool("distributed", False, "One of several processes (jax.distributed).")
+flags.DEFINE_bool("distributed", None, "One of several processes; default: see for itself.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot find out.")
+flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
+flags.DEFINE_integer("process", None, "Which one this is, from 0, with --coordinator.")
 
 
 def main(argv: list[str]) -> None:

@@ -107,8 +107,8 @@ class Checkpoints:
     return TrainState(**items.networks, **items.training), items.notes
 
   def restore_networks(self, step: int, abstract: TrainState) -> Networks:
-    """What prediction needs of a checkpoint, on the default device."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """What prediction needs of a checkpoint, on this process's first device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _networks(abstract)
     )

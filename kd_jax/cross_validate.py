@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from kd_jax import config as config_lib
+from kd_jax import processes
 from kd_jax import scores as scores_lib
 from kd_jax.compare import read_scores
 from kd_jax.data import folds as folds_lib
 from kd_jax.data.cases import Case, find_cases
 from kd_jax.data.labels import REGIONS
-from kd_jax.deploy import Ensemble, load_scan, native_classes
+from kd_jax.deploy import Ensemble
 from kd_jax.errors import ConfigError
-from kd_jax.evaluate import Choice, evaluate
+from kd_jax.evaluate import Choice, evaluate, predict_case
 from kd_jax.open_student import open_student
 from kd_jax.report.illustrate import illustrate
 from kd_jax.runlog import Terminal, read_numbers, table
@@ -60,7 +61,7 @@ def cross_validate(
   if missing := [run.name for run in runs if not _summary_path(run).exists()]:
     terminal.line(f"not yet done: {', '.join(missing)}; scores of all folds come with the last one")
     return None
-  return _gather(runs, config, workdir, terminal)
+  return _gather(runs, config, workdir, terminal) if processes.first() else None
 
 
 def _gather(
@@ -101,9 +102,7 @@ def _gather(
     return Ensemble([students[runs.index(run)]])
 
   def predicted(case: Case) -> np.ndarray:
-    own = ensemble(run_of[case.name])
-    prepared = load_scan(own, case, terminal.line)
-    return native_classes(own.predict(prepared), prepared)
+    return predict_case(ensemble(run_of[case.name]), case)
 
   folder = workdir / "evaluation"
   shown = illustrate(folder, scores, predicted, scored, config.model.student, terminal)

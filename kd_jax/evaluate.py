@@ -6,12 +6,13 @@ scan files of their own modalities. No one is scored on the subjects it was trai
 
 from collections.abc import Sequence
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kd_jax import processes
 from kd_jax import scores as scores_lib
 from kd_jax import subjects as subjects_lib
 from kd_jax.data import folds, nifti
@@ -77,11 +78,12 @@ def evaluate(
   cases = [case for case in cases if case.name not in found]
   if not cases:
     raise UserError("no case is left to score: all of them are training subjects")
-  names = ", ".join(student.source for student in students)
-  terminal.line(
-    f"{names}: {'+'.join(ensemble.modalities)}, {len(cases)} cases of {root}, "
-    f"window {ensemble.settings.mode}"
-  )
+  if processes.first():
+    names = ", ".join(student.source for student in students)
+    terminal.line(
+      f"{names}: {'+'.join(ensemble.modalities)}, {len(cases)} cases of {root}, "
+      f"window {ensemble.settings.mode}"
+    )
   scored = score_students(ensemble, cases, terminal)
 
   own = len(students) == 1 and choice.data_root is None
@@ -100,14 +102,26 @@ def evaluate(
     notes=_notes(students, cases),
     prediction=ensemble.describe(),
   )
-  shown = illustrate(folder, scored.scores, scored.mask, cases, ensemble.modalities, terminal)
-  histories = {s.source: h for s in students if (h := read_numbers(Path(s.source)))}
-  scores_lib.write(folder, summary, scored.scores, shown, histories, terminal)
+  if processes.first():
+
+    def mask(case: Case) -> np.ndarray:
+      return scored.mask(case) if case.name in scored.masks else predict_case(ensemble, case)
+
+    shown = illustrate(folder, scored.scores, mask, cases, ensemble.modalities, terminal)
+    histories = {s.source: h for s in students if (h := read_numbers(Path(s.source)))}
+    scores_lib.write(folder, summary, scored.scores, shown, histories, terminal)
+  processes.wait()
   return summary
 
 
+def predict_case(ensemble: Ensemble, case: Case) -> np.ndarray:
+  """(D, H, W) uint8 classes of one case, in its scan's space."""
+  prepared = load_scan(ensemble, case, lambda warning: None)
+  return native_classes(ensemble.predict(prepared), prepared)
+
+
 def score_students(ensemble: Ensemble, cases: Sequence[Case], terminal: Terminal) -> Scored:
-  """Predicts and scores every case."""
+  """Predicts and scores every case; several processes share them out."""
   scored = Scored()
 
   def load(case: Case) -> Prepared:
@@ -121,9 +135,9 @@ def score_students(ensemble: Ensemble, cases: Sequence[Case], terminal: Terminal
     scored.masks[case.name] = packed(predicted)
 
   progress = terminal.progress("predicting and scoring")
-  for error in overlapped(cases, load, ensemble.predict, score, progress):
+  for error in overlapped(processes.share(cases), load, ensemble.predict, score, progress):
     scored.failed[error.case] = error.reason
-  return scored
+  return scored.together()
 
 
 # --- Pieces -----------------------------------------------------------------------------------
@@ -207,12 +221,14 @@ def _find_training_subjects(
         continue
     return subjects_lib.subject_of(case, volumes)
 
-  found = []
+  own, found = processes.share(cases), {}
   with futures.ThreadPoolExecutor(_CONTENT_THREADS) as pool:
-    for done, result in enumerate(pool.map(subject, cases), 1):
-      found.append(result)
-      progress(done, len(cases), result.name)
-  return subjects_lib.find_known(found, known, mapping)
+    for done, result in enumerate(pool.map(subject, own), 1):
+      found[result.name] = asdict(result)
+      progress(done, len(own), result.name)
+  everyone = processes.union(found)
+  ordered = [subjects_lib.Subject(**everyone[case.name]) for case in cases]
+  return subjects_lib.find_known(ordered, known, mapping)
 
 
 def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:

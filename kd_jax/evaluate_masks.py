@@ -8,6 +8,9 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from kd_jax import processes
 from kd_jax import scores as scores_lib
 from kd_jax.data import labels, masks, nifti
 from kd_jax.data.cases import Case, find_cases
@@ -49,13 +52,14 @@ def evaluate_masks(
     if case.name not in found:
       scored.failed[case.name] = f"no prediction in {predictions}"
   progress = terminal.progress("scoring")
-  for done, (name, outcome) in enumerate(_score_all(jobs), 1):
+  own = processes.share(jobs)
+  for done, (name, outcome) in enumerate(_score_all(own), 1):
     try:
       scored.scores[name], scored.masks[name] = outcome()
     except CaseError as e:
       scored.failed[name] = e.reason
-    progress(done, len(jobs), name)
-  scored.scores = {name: scored.scores[name] for name in sorted(scored.scores)}
+    progress(done, len(own), name)
+  scored = scored.together()
   if not scored.scores and not jobs:
     raise UserError(
       f"no prediction fits a truth: {truth} has {some([case.name for case in cases])}; "
@@ -72,8 +76,17 @@ def evaluate_masks(
     notes=notes,
   )
   folder = output or Path("runs/evaluation") / predictions.resolve().name
-  shown = illustrate(folder, scored.scores, scored.mask, cases, ("t1ce",), terminal)
-  scores_lib.write(folder, summary, scored.scores, shown, {}, terminal)
+  if processes.first():
+    job_of = {job[0].name: job for job in jobs}
+
+    def mask(case: Case) -> np.ndarray:
+      if case.name not in scored.masks:  # another process scored it
+        _, scored.masks[case.name] = _score_mask(*job_of[case.name])
+      return scored.mask(case)
+
+    shown = illustrate(folder, scored.scores, mask, cases, ("t1ce",), terminal)
+    scores_lib.write(folder, summary, scored.scores, shown, {}, terminal)
+  processes.wait()
   return summary
 
 

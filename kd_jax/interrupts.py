@@ -24,7 +24,9 @@ class Interrupts:
 
   def __enter__(self) -> "Interrupts":
     if threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+      for number in _SIGNALS:
+        before = signal.signal(number, self._note)
+        self._before[number] = signal.SIG_DFL if before is None else before  # None: not Python's
     return self
 
   def __exit__(self, *_) -> None:

@@ -51,6 +51,7 @@ def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
   import jax
 
   from kd_jax import config as config_lib
+  from kd_jax import processes
   from kd_jax.runlog import Terminal, quiet_libraries
 
   quiet_libraries()
@@ -61,9 +62,12 @@ def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     jax.config.update("jax_compilation_cache_dir", str(caches / "kd_jax" / "compiled"))
-  if values.distributed:
-    jax.distributed.initialize()
-  mode.act(Call(values, raw, arguments, Terminal()))
+  processes.join(values.distributed, values.coordinator, values.processes, values.process)
+  if jax.process_count() > 1 and not mode.shared:
+    raise ConfigError(f"--mode={values.mode} is work for one process; start it alone")
+  with processes.none_left_waiting():
+    mode.act(Call(values, raw, arguments, Terminal(jax.process_index())))
+    processes.wait()  # whoever leaves first would end those who still write
 
 
 # --- The modes --------------------------------------------------------------------------------
@@ -185,23 +189,30 @@ def import_torch(call: Call) -> None:
 
 
 class Mode(NamedTuple):
-  """A mode: its function, the flags it needs and those it takes, how many arguments."""
+  """A mode: its function, the flags it needs and those it takes, how many arguments.
+
+  Attributes:
+    shared: whether several processes can do it together.
+  """
 
   act: Callable[[Call], None]
   needs: tuple[str, ...] = ()
   optional: tuple[str, ...] = ()
   arguments: int = 0
+  shared: bool = False
 
 
 _MASKS = ("predictions", "truth", "labels", "prediction_labels", "output")
 _SCORED = ("data_root", "split", "exclude_training_subjects", "name_mapping", "labels", "output")
 MODES = {
-  "train": Mode(train, ("config",), ("workdir",)),
-  "prepare": Mode(prepare, ("config",)),
-  "evaluate": Mode(evaluate, (), ("checkpoint", "workdir", *_LOOK, *_SCORED, *_MASKS)),
-  "cross_validate": Mode(cross_validate, ("config",), ("workdir", "folds")),
+  "train": Mode(train, ("config",), ("workdir",), shared=True),
+  "prepare": Mode(prepare, ("config",), shared=True),
+  "evaluate": Mode(evaluate, (), ("checkpoint", "workdir", *_LOOK, *_SCORED, *_MASKS), shared=True),
+  "cross_validate": Mode(cross_validate, ("config",), ("workdir", "folds"), shared=True),
   "compare": Mode(compare, (), ("output",), arguments=2),
-  "predict": Mode(predict, ("checkpoint", "input", "output"), ("labels", "probabilities", *_LOOK)),
+  "predict": Mode(
+    predict, ("checkpoint", "input", "output"), ("labels", "probabilities", *_LOOK), shared=True
+  ),
   "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", *_LOOK)),
   "export_student": Mode(export_student, ("checkpoint", "output")),
   "import_torch": Mode(import_torch, ("input", "output"), ("modality",)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kd_jax import processes
 from kd_jax.data import labels, nifti
 from kd_jax.data.cache import error_table
 from kd_jax.data.scans import Scan, find_scans
@@ -53,7 +54,7 @@ class Output:
 
 
 def predict(ensemble: Ensemble, scans_path: Path, output: Output, terminal: Terminal) -> None:
-  """Writes a mask for every scan that has none yet.
+  """Writes a mask for every scan that has none yet; several processes share the scans out.
 
   Raises:
     UserError: nothing to predict, an output that cannot be written, or (after all others were
@@ -63,9 +64,10 @@ def predict(ensemble: Ensemble, scans_path: Path, output: Output, terminal: Term
   total = len(scans) + len({error.case for error in failed})
   _protect_inputs(scans, output)
   _claim(ensemble, output)
-  waiting = [scan for scan in scans if not output.done(scan.name)]
-  if len(waiting) < len(scans):
-    terminal.line(f"{len(scans) - len(waiting)} of {len(scans)} cases are finished already")
+  finished = processes.gather([scan.name for scan in scans if output.done(scan.name)])[0]
+  waiting = processes.share([scan for scan in scans if scan.name not in set(finished)])
+  if finished and processes.first():
+    terminal.line(f"{len(finished)} of {len(scans)} cases are finished already")
   volumes: dict[str, list[str]] = {}
 
   def load(scan: Scan) -> Prepared:
@@ -74,8 +76,10 @@ def predict(ensemble: Ensemble, scans_path: Path, output: Output, terminal: Term
   def finish(scan: Scan, prepared: Prepared, probabilities: np.ndarray) -> None:
     volumes[scan.name] = _write(scan.name, prepared, probabilities, output)
 
-  failed += overlapped(waiting, load, ensemble.predict, finish, terminal.progress("predicting"))
-  if volumes:
+  broken = overlapped(waiting, load, ensemble.predict, finish, terminal.progress("predicting"))
+  failed += processes.all_errors(broken)
+  volumes = processes.union(volumes)
+  if volumes and processes.first():
     rows = [[name, *values] for name, values in sorted(volumes.items())]
     head = ["case", *(f"{region} ml" for region in labels.REGIONS)]
     terminal.line(f"{table(head, rows)}\nwritten: {len(volumes)} masks in {output.folder}")
@@ -125,7 +129,9 @@ def _claim(ensemble: Ensemble, output: Output) -> None:
       f"{output.folder} holds masks by another student, label convention or way to look at "
       f"volumes (see {path.name}); choose another --output"
     )
-  write_text(path, json.dumps(record, indent=1) + "\n")
+  processes.wait()  # until all have read what it was
+  if processes.first():
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def _essence(record: dict) -> dict:

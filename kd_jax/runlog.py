@@ -21,12 +21,18 @@ _PLAIN_EVERY_SECONDS = 10  # between lines of progress where there is no termina
 
 
 class Terminal:
-  """Lines, and one live progress line below them; plain lines where the output is no terminal."""
+  """Lines, and one live progress line below them; plain lines where the output is no terminal.
 
-  def __init__(self):
+  Of several processes, number 0 shows progress; the others' lines begin with their number.
+  """
+
+  def __init__(self, process: int = 0):
+    self._process = process
     self.console = rich.console.Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
   def line(self, text: str) -> None:
+    if self._process:
+      text = "\n".join(f"[process {self._process}] {part}" for part in text.splitlines())
     self.console.print(text, markup=False)
 
   @contextlib.contextmanager
@@ -47,6 +53,8 @@ class Terminal:
 
   def progress(self, label: str) -> Callable[..., None]:
     """A function (done, total, name of the latest) for work that reports as it goes."""
+    if self._process:
+      return lambda done, total, name="": None
     state: dict = {}
 
     def report(done: int, total: int, name: str = "") -> None:
@@ -77,6 +85,7 @@ class RunLog:
 
   def __init__(self, workdir: Path, terminal: Terminal, step: int):
     self._terminal = terminal
+    workdir.mkdir(parents=True, exist_ok=True)
     _truncate(workdir, step)
     self._numbers = (workdir / NUMBERS_FILE).open("a")
     self._text = (workdir / "train.log").open("a")
@@ -111,6 +120,20 @@ class RunLog:
     self._board.close()
     self._numbers.close()
     self._text.close()
+
+
+class NoLog:
+  """In place of a RunLog where another process keeps the records."""
+
+  def line(self, text: str, terminal: bool = True) -> None: ...
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+  def text(self, name: str, text: str) -> None: ...
+
+  def picture(self, step: int, name: str, pixels: np.ndarray) -> None: ...
+
+  def close(self) -> None: ...
 
 
 def read_numbers(workdir: Path) -> list[dict]:

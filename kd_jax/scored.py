@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kd_jax import processes
 from kd_jax.data import labels, nifti
 from kd_jax.data.cases import Case
 from kd_jax.errors import CaseError, UserError
@@ -22,6 +23,11 @@ class Scored:
   scores: dict[str, dict[str, float]] = field(default_factory=dict)
   masks: dict[str, tuple[tuple[int, ...], bytes]] = field(default_factory=dict)
   failed: dict[str, str] = field(default_factory=dict)
+
+  def together(self) -> "Scored":
+    """With the scores and failures of all processes, by name; masks stay where they are."""
+    scores, failed = processes.union(self.scores), processes.union(self.failed)
+    return Scored({name: scores[name] for name in sorted(scores)}, self.masks, failed)
 
   def mask(self, case: Case) -> np.ndarray:
     """(D, H, W) uint8 classes."""

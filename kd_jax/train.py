@@ -4,18 +4,17 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from clu import parameter_overview
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kd_jax import __version__, inference, optim
+from kd_jax import __version__, inference, optim, processes
 from kd_jax import config as config_lib
 from kd_jax import step as step_lib
 from kd_jax.checkpoint import Checkpoints
@@ -30,7 +29,7 @@ from kd_jax.interrupts import Interrupts
 from kd_jax.models.framework import Framework, Params
 from kd_jax.monitor import Window, memory
 from kd_jax.optim import Plateau
-from kd_jax.runlog import RunLog, Terminal, duration, table
+from kd_jax.runlog import NoLog, RunLog, Terminal, duration, table
 from kd_jax.step import TrainState
 from kd_jax.subjects import SUBJECTS_FILE, Subject, write_subjects
 from kd_jax.validate import Validation, validate
@@ -57,17 +56,16 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
 
   # --- Work directory and data ---
   changed = _claim_workdir(workdir, raw)
-  with _first_process_first():
-    dataset = open_dataset(config.data, workdir, terminal.progress)
-    if jax.process_index() == 0:
-      write_subjects(workdir / SUBJECTS_FILE, *_subjects(dataset))
+  dataset = open_dataset(config.data, workdir, terminal.progress)
+  if processes.first():
+    write_subjects(workdir / SUBJECTS_FILE, *_subjects(dataset))
   steps_per_epoch = config.train.steps_per_epoch or max(1, len(dataset.train) // config.data.batch)
   total_steps = config.train.epochs * steps_per_epoch
 
   # --- Devices, networks, the one compiled step ---
   mesh = make_mesh(config.train.space)
   _check_mesh(config, mesh)
-  framework = Framework(config.model)
+  framework = Framework(config.model, config.train.remat)
   optimizers = {
     group: optim.optimizer(settings, total_steps) for group, settings in config.optim.groups.items()
   }
@@ -83,6 +81,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
       augment=_augmentation(config),
       key=augment_key,
       ema_decay=config.optim.ema_decay,
+      accumulate=config.train.accumulate,
     ),
     mesh,
   )
@@ -109,7 +108,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   best = notes.get("best", {})
 
   # --- Logs ---
-  log = RunLog(_log_folder(workdir), terminal, first)
+  log = RunLog(workdir, terminal, first) if processes.first() else NoLog()
   rates = optim.learning_rates(config.optim.groups, total_steps)
   _introduce(log, config, workdir, dataset, mesh, state, first, total_steps, changed)
 
@@ -120,6 +119,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   sizes = inference.sizes(config.data.patch, config.data.spacing, config.data.grid)
 
   def predict(params: Params, volume: np.ndarray) -> np.ndarray:
+    params = jax.tree.map(lambda x: x.addressable_data(0), params)  # as it lies on one device
     return inference.predict([(framework.network, params)], volume, sizes, config.predict)
 
   def run_validation(state: TrainState) -> Validation:
@@ -135,15 +135,16 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     notes = {"plateau": standing, "best": best, "next_batch": step}
     checkpoints.save(step, state, notes, score)
 
+  shardings = step_lib.batch_sharding(mesh)
+  rows = pipeline.rows_here(shardings["label"], config.data.batch)
   batches = pipeline.training_batches(
     [dataset.entries[name] for name in dataset.train],
     config.data.sampling,
-    batch=config.data.batch // jax.process_count(),
+    batch=config.data.batch,
     seed=config.seed,
     first=first,
-    process=(jax.process_index(), jax.process_count()),
+    rows=rows,
   )
-  shardings = step_lib.batch_sharding(mesh)
   with (
     contextlib.closing(log),
     contextlib.closing(checkpoints),
@@ -152,7 +153,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     terminal.live("training", total_steps, first) as show,
   ):
     for step in range(first + 1, total_steps + 1):
-      batch = pipeline.to_devices(next(batches), shardings, config.data.batch)
+      batch = pipeline.to_devices(next(batches), rows, shardings, config.data.batch)
       if step == first + 1:
         train_step = _compile(train_step, state, batch, log)
         window = Window()
@@ -225,10 +226,12 @@ def make_mesh(space: int) -> Mesh:
 
 def _check_mesh(config: Config, mesh: Mesh) -> None:
   data, space = mesh.shape["data"], mesh.shape["space"]
-  if config.data.batch % data:
+  share = data * config.train.accumulate
+  if config.data.batch % share:
+    parts = f" in {config.train.accumulate} parts (train.accumulate)" * (share > data)
     raise ConfigError(
-      f"data.batch = {config.data.batch} cannot be shared by {data} devices; set it to a multiple "
-      f"of {data}, or let devices share volumes (train.space)"
+      f"data.batch = {config.data.batch} cannot be shared by {data} devices{parts}; set it to a "
+      f"multiple of {share}, or let devices share volumes (train.space)"
     )
   if config.data.patch[0] % (inference.DOWNSAMPLING * space):
     raise ConfigError(
@@ -242,16 +245,6 @@ def _check_mesh(config: Config, mesh: Mesh) -> None:
       f"data.patch = {config.data.patch}: where devices share both batch and volume, its first "
       f"side must be at least {_LEAST_DEPTH}"
     )
-
-
-@contextlib.contextmanager
-def _first_process_first() -> Iterator[None]:
-  """Lets process 0 write the shared cache and folds before the others read them."""
-  if jax.process_index() > 0:
-    multihost_utils.sync_global_devices("data")
-  yield
-  if jax.process_index() == 0 and jax.process_count() > 1:
-    multihost_utils.sync_global_devices("data")
 
 
 def _subjects(dataset: Dataset) -> tuple[list[Subject], list[Subject]]:
@@ -302,16 +295,10 @@ def _claim_workdir(workdir: Path, raw: Mapping[str, Any]) -> list[str]:
   path, changed = workdir / CONFIG_FILE, []
   if any(folder.name.isdigit() for folder in workdir.glob("checkpoints/*")):
     changed = config_lib.check_resumable(config_lib.read(path), raw, workdir)
-  config_lib.write(path, raw)
+  processes.wait()  # until all have read what it was
+  if processes.first():
+    config_lib.write(path, raw)
   return changed
-
-
-def _log_folder(workdir: Path) -> Path:
-  """Process 0 logs in the work directory; any other in a folder of its own."""
-  index = jax.process_index()
-  folder = workdir if index == 0 else workdir / f"process{index}"
-  folder.mkdir(parents=True, exist_ok=True)
-  return folder
 
 
 # --- What people read -------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kd_jax import processes
 from kd_jax.data.cases import MODALITIES
 from kd_jax.data.entry import open_entry
 from kd_jax.data.labels import REGIONS
@@ -51,24 +52,32 @@ def validate(
     entries: the cases' cache entries by name.
     pictures: how many of the cases to draw.
     progress: called with (cases done, cases in all, name).
+
+  Several processes share the cases out; each draws its own, and all know all scores.
   """
-  scores = {network: {region: [] for region in REGIONS} for network in networks}
-  drawn = {}
-  for done, (name, path) in enumerate(entries.items(), 1):
+  own = processes.share(list(entries.items()))
+  scores, drawn = {}, {}
+  for done, (name, path) in enumerate(own, 1):
     entry = open_entry(path)
     truth = np.asarray(entry.labels)
+    scores[name] = {}
     for network, (params, modalities) in networks.items():
       volume = entry.images[[MODALITIES.index(m) for m in modalities]]
       predicted = np.argmax(predict(params, volume), axis=0).astype(np.uint8)
+      scores[name][network] = {}
       for region in REGIONS:
         masks = (volumetric.region_mask(classes, region) for classes in (predicted, truth))
-        scores[network][region].append(volumetric.dice(*masks))
+        scores[name][network][region] = float(volumetric.dice(*masks))
       if network == "student" and len(drawn) < pictures:
         drawn[name] = panel(volume[0], truth, predicted)
     if progress:
-      progress(done, len(entries), name)
+      progress(done, len(own), name)
+  scores = processes.union(scores)
   means = {
-    network: {region: float(np.mean(values)) for region, values in regions.items()}
-    for network, regions in scores.items()
+    network: {
+      region: float(np.mean([scores[name][network][region] for name in entries]))
+      for region in REGIONS
+    }
+    for network in networks
   }
   return Validation(means, drawn)

@@ -232,7 +232,8 @@ def _read_index(cache_dir: Path) -> Index:
 
 
 def _write_index(cache_dir: Path, index: Index) -> None:
-  write_text(cache_dir / _INDEX, json.dumps(index))
+  """With what others wrote meanwhile; a line lost between read and write only costs a reading."""
+  write_text(cache_dir / _INDEX, json.dumps(_read_index(cache_dir) | index))
 
 
 def sweep(cache_dir: Path) -> None:

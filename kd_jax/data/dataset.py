@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+
+from kd_jax import processes
 from kd_jax.data import cache, demo, folds
 from kd_jax.data.cases import Case, find_cases
 from kd_jax.data.entry import CacheSettings
@@ -85,20 +88,31 @@ class Dataset:
 def prepare(
   settings: DataSettings, progress: Progress
 ) -> tuple[list[Case], dict[str, Path], list[CaseError]]:
-  """Every case under the root, the cache entries of the good ones, what is wrong with the rest."""
+  """Every case under the root, the cache entries of the good ones, what is wrong with the rest.
+
+  Several processes share the cases out.
+  """
+  workers = settings.prepare_workers or None
   if settings.demo_cases:
-    workers = settings.prepare_workers or None
-    report = progress("writing demonstration cases")
-    demo.write_dataset(settings.root, settings.demo_cases, settings.demo_seed, workers, report)
+    with processes.first_before_others():  # who find nothing left to write
+      report = progress("writing demonstration cases")
+      demo.write_dataset(settings.root, settings.demo_cases, settings.demo_seed, workers, report)
   cases = find_cases(settings.root, settings.labels)
-  entries, bad = cache.prepare(
-    cases,
+  own, bad = cache.prepare(
+    processes.share(cases),
     settings.cache,
     settings.cache_settings,
-    settings.prepare_workers or None,
+    workers,
     progress("preparing cases"),
   )
-  return cases, entries, bad
+  ready = processes.union({name: str(path) for name, path in own.items()})
+  entries = {case.name: Path(ready[case.name]) for case in cases if case.name in ready}
+  if missing := [path for path in entries.values() if not path.exists()]:
+    raise UserError(
+      f"process {jax.process_index()} cannot see {missing[0]}, which another one wrote: data.cache "
+      "must lie where all processes see it"
+    )
+  return cases, entries, processes.all_errors(bad)
 
 
 def report(settings: DataSettings, progress: Progress, tell: Callable[[str], None]) -> None:
@@ -121,7 +135,9 @@ def open_dataset(settings: DataSettings, workdir: Path, progress: Progress) -> D
   if bad and not settings.skip_bad_cases:
     raise bad_cases_error(bad)
   given = settings.folds_file or None
-  kept = folds.read_or_make(workdir / FOLDS_FILE, cases, settings.folds, settings.folds_seed, given)
+  with processes.first_before_others():
+    path, seed = workdir / FOLDS_FILE, settings.folds_seed
+    kept = folds.read_or_make(path, cases, settings.folds, seed, given)
   train, val = (
     [name for name in names if name in entries] for names in folds.split(kept, settings.fold)
   )

@@ -13,6 +13,7 @@ import grain
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from kd_jax.data.entry import Entry, open_entry
 
@@ -43,29 +44,32 @@ def training_batches(
   batch: int,
   seed: int,
   first: int = 0,
-  process: tuple[int, int] = (0, 1),
+  rows: Sequence[int] | None = None,
 ) -> Iterator[HostBatch]:
   """Batches without end, each pass over the cases in another order.
 
   Args:
     entries: the training cases' cache entries.
     settings: how patches are drawn.
-    batch: samples a batch on this process.
+    batch: samples a batch.
     seed: of order and patches.
     first: the batch to start with.
-    process: (index, count); processes share out the samples.
+    rows: the samples of each batch that this process needs, in order (see `rows_here`); None for
+      all. What row k of a batch holds does not depend on who reads it.
 
   Yields:
-    image (batch, 4, *patch) float16 (float32 with the paper's normalisation), label (batch,
-    *patch) uint8.
+    image (rows, 4, *patch) float16 (float32 with the paper's normalisation), label (rows, *patch)
+    uint8.
   """
-  index, count = process
   # Not repeat() for ever: an endless data set in batches of one is longer than Grain can slice.
   passes = _MANY // len(entries)
   samples = grain.MapDataset.source(Entries(entries)).seed(seed).shuffle().repeat(passes)
-  # Patches before the split into processes, so that each draws its own; batches before the
-  # iterator: batched after it, their content would depend on the workers.
-  batches = samples.random_map(Patch(settings))[index::count].batch(batch)[first:]
+  # Patches before rows are chosen, so that each row has its own; batches before the iterator:
+  # batched after it, their content would depend on the workers.
+  samples = samples.random_map(Patch(settings))
+  if rows is not None and len(rows) < batch:
+    samples = grain.MapDataset.mix([samples[row::batch] for row in rows])  # in turns
+  batches = samples.batch(batch if rows is None else len(rows))[first:]
   reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
   iterator = batches.to_iter_dataset(reading)
   if settings.workers:
@@ -132,13 +136,32 @@ def crop(x: np.ndarray, start: Sequence[int], patch: Sequence[int]) -> np.ndarra
   return out
 
 
+def rows_here(sharding: NamedSharding, batch: int) -> list[int]:
+  """The samples of a batch that lie on devices of this process, whole or in part, in order."""
+  by_sample = NamedSharding(sharding.mesh, P(*sharding.spec[:1]))
+  shards = by_sample.addressable_devices_indices_map((batch,)).values()
+  return sorted({row for (rows,) in shards for row in range(*rows.indices(batch))})
+
+
 def to_devices(
-  batch: HostBatch, shardings: Mapping[str, NamedSharding], global_batch: int
+  samples: HostBatch, rows: Sequence[int], shardings: Mapping[str, NamedSharding], batch: int
 ) -> dict[str, jax.Array]:
-  """This process's samples as its part of the global arrays."""
-  return {
-    name: jax.make_array_from_process_local_data(
-      shardings[name], x, global_shape=(global_batch, *x.shape[1:])
-    )
-    for name, x in batch.items()
-  }
+  """Samples as this process's part of global arrays.
+
+  Args:
+    samples: (rows, ...) arrays.
+    rows: where in the batch they belong; those that `rows_here` names.
+    shardings: of the global arrays, by name.
+    batch: samples a batch.
+  """
+  position = {row: i for i, row in enumerate(rows)}
+
+  def place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      start, stop, _ = index[0].indices(batch)
+      begin = position[start]  # samples of one device are neighbours here too
+      return x[(slice(begin, begin + stop - start), *index[1:])]
+
+    return jax.make_array_from_callback((batch, *x.shape[1:]), sharding, part)
+
+  return {name: place(x, shardings[name]) for name, x in samples.items()}

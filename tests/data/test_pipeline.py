@@ -19,6 +19,7 @@ from kd_jax.data.pipeline import (
   SamplingSettings,
   crop,
   draw_start,
+  rows_here,
   to_devices,
   training_batches,
 )
@@ -232,14 +233,18 @@ def test_worker_processes_change_nothing(entries):
   assert_same(take(6, entries, SamplingSettings(patch=SMALL.patch, workers=2)), alone)
 
 
-def test_processes_share_out_the_samples_of_one(entries):
-  whole = take(5, entries, batch=4)
-  parts = [take(5, entries, batch=2, process=(index, 2)) for index in range(2)]
-  together = [
-    {name: np.stack([a[name], b[name]], axis=1).reshape(whole[0][name].shape) for name in a}
-    for a, b in zip(*parts, strict=True)
-  ]
-  assert_same(together, whole)
+@pytest.mark.parametrize("rows", [[0, 1, 2], [1], [0, 3], [2, 4, 5], [0, 1, 2, 3, 4, 5]])
+def test_some_rows_of_a_batch_are_what_they_are_in_the_whole(entries, rows):
+  """So that it does not matter how many processes share a batch."""
+  whole = take(5, entries, batch=6, first=7)
+  part = take(5, entries, batch=6, first=7, rows=rows)
+  assert_same(part, [{name: x[rows] for name, x in batch.items()} for batch in whole])
+
+
+def test_the_rows_of_the_only_process_are_all():
+  for shape in ((1, 1), (4, 2), (2, 4)):
+    mesh = jax.make_mesh(shape, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+    assert rows_here(batch_sharding(mesh)["image"], 8) == list(range(8))
 
 
 def test_batches_of_one(entries):
@@ -267,7 +272,7 @@ def test_a_case_gives_another_patch_in_every_pass(entries):
 def test_batches_come_to_the_devices_in_their_shards(entries):
   mesh = jax.make_mesh((2, 2), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
   (batch,) = take(1, entries, SamplingSettings(patch=(6, 4, 8)), batch=4)
-  arrays = to_devices(batch, batch_sharding(mesh), 4)
+  arrays = to_devices(batch, range(4), batch_sharding(mesh), 4)
   assert arrays["image"].sharding == NamedSharding(mesh, P("data", None, "space"))
   assert arrays["label"].sharding == NamedSharding(mesh, P("data", "space"))
   for name, array in arrays.items():

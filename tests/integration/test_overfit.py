@@ -43,7 +43,7 @@ def test_the_student_overfits_one_real_case(tmp_path):
     [path], pipeline.SamplingSettings(PATCH, tumour=0.5), batch=1, seed=0
   )
   for _ in range(STEPS):
-    batch = pipeline.to_devices(next(batches), step.batch_sharding(mesh), 1)
+    batch = pipeline.to_devices(next(batches), [0], step.batch_sharding(mesh), 1)
     state, metrics = one_step(state, batch)
   assert np.isfinite(metrics["loss/student"])
 

@@ -2,118 +2,21 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import jax
 import nibabel as nib
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from synthetic import LARGE, make_case
-
-REPOSITORY = Path(__file__).parents[2]
-STEPS = 12
-SETTINGS = {
-  "data.demo_cases": 0,
-  "data.spacing": 3.0,
-  "data.patch": "(16,16,16)",
-  "data.prepare_workers": 1,
-  "model.filters": "(4,4,8,8)",
-  "train.epochs": 3,
-  "train.steps_per_epoch": 4,
-  "train.validate_every": 2,
-  "train.save_every": 3,
-  "train.log_every": 2,
-}
-
-
-class Place:
-  """A folder with data, a cache and compiled programs; any number of work directories."""
-
-  def __init__(self, folder: Path):
-    self.folder = folder
-    for i in range(6):
-      make_case(folder / "data" / f"case{i}", seed=i, affine=LARGE)
-
-  def start(self, workdir: str | None, *flags: str, **settings) -> subprocess.Popen:
-    """main.py on the run in workdir; settings override those above."""
-    overrides = SETTINGS | {"data.root": self.folder / "data", "data.cache": self.folder / "cache"}
-    overrides |= {name.replace("__", "."): value for name, value in settings.items()}
-    return self.main(
-      f"--config={REPOSITORY}/configs/quickstart.py:from_flair",
-      *([f"--workdir={self.folder / workdir}"] if workdir else []),
-      *(f"--config.{name}={value}" for name, value in overrides.items()),
-      *flags,
-    )
-
-  def main(self, *flags: str) -> subprocess.Popen:
-    environment = os.environ | {
-      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-      "XLA_FLAGS": "",  # one device, as users have it
-    }
-    return subprocess.Popen(
-      [sys.executable, str(REPOSITORY / "main.py"), *flags],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-      cwd=self.folder,
-      env=environment,
-    )
-
-  def finish(self, process: subprocess.Popen, code: int = 0) -> str:
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == code, output
-    assert "Traceback" not in output
-    return output
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Place:
-  return Place(tmp_path_factory.mktemp("place"))
-
-
-@pytest.fixture(scope="module")
-def finished(place) -> Path:
-  """A run that nothing interrupted."""
-  place.finish(place.start("finished"))
-  return place.folder / "finished"
-
-
-def wait_for_checkpoint(process: subprocess.Popen, workdir: Path, step: int) -> None:
-  deadline = time.monotonic() + 240
-  while not (workdir / "checkpoints" / str(step)).exists():
-    assert process.poll() is None, process.communicate()[0]
-    assert time.monotonic() < deadline, "no checkpoint"
-    time.sleep(0.02)
-
-
-def checkpoint_steps(workdir: Path) -> list[int]:
-  """Of complete checkpoints: a killed process may leave one under a temporary name."""
-  return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-
-
-def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
-  """Every number of a checkpoint, by its path."""
-  found = {}
-  for item in ("networks", "training"):
-    with ocp.StandardCheckpointer() as checkpointer:
-      tree = checkpointer.restore((workdir / "checkpoints" / str(step) / item).absolute())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-      found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
-  return found
-
-
-def numbers(workdir: Path) -> list[dict]:
-  """metrics.jsonl without what depends on the clock."""
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  clock = ("seconds", "samples_per_second", "memory")
-  return [{k: v for k, v in x.items() if not any(word in k for word in clock)} for x in lines]
+from program import (
+  REPOSITORY,
+  STEPS,
+  arrays,
+  checkpoint_steps,
+  numbers,
+  wait_for_checkpoint,
+)
+from synthetic import make_case
 
 
 def test_a_run_leaves_what_the_readme_says(finished):
@@ -249,32 +152,40 @@ def test_bad_cases_are_listed_and_can_be_left_out(place, finished):
   assert "left out, as you asked" in output and "case9" in output
 
 
-@pytest.mark.parametrize(
-  ("flags", "message"),
-  [
-    ([], "--mode=train needs --config"),
-    (["--config=configs/brats21.py:papper"], "unknown variant 'papper'; known: paper, t1"),
-    (["--config=configs/brats21.py", "--config.data.fld=1"], "fld"),
-    (["--config=configs/brats21.py", "--config.data.root=/nowhere"], "no data folder /nowhere"),
-    (["--config=configs/brats21.py", "--config.data.patch=(100,128,128)"], "a multiple of 8"),
-    (["--config=configs/brats21.py", "stray"], "what is 'stray'?"),
-    (["--mode=evaluate"], "give --checkpoint"),
-    (["--mode=evaluate", "--workdir=/nowhere"], "no such checkpoint: /nowhere"),
-    (["--mode=evaluate", "--checkpoint=configs/"], "holds no student"),
-    (["--mode=evaluate", "--predictions=/nowhere"], "go together"),
-    (["--mode=evaluate", "--predictions=/a", "--truth=/b", "--mirror"], "--mirror has no meaning"),
-    (["--mode=predict", "--checkpoint=/nowhere", "--output=o"], "needs --input"),
-    (["--mode=predict", "--config=configs/brats21.py"], "needs --checkpoint"),
-    (["--mode=compare", "a"], "takes two evaluations"),
-    (["--mode=compare", "/nowhere", "/nowhere"], "/nowhere"),
-    (["--mode=dance", "--config=configs/brats21.py"], "train|prepare|evaluate"),
-    (["--config=configs/brats21.py", "--labels=brats2021"], "--labels has no meaning"),
-  ],
-)
-def test_misuse_is_answered_in_one_message(place, flags, message):
-  flags = [flag.replace("configs/", f"{REPOSITORY}/configs/") for flag in flags]
-  process = place.main(*flags)
-  output = process.communicate(timeout=120)[0]
-  assert process.returncode == 1, output
-  assert message in output
+MISUSES = [
+  ([], "--mode=train needs --config"),
+  (["--config=configs/brats21.py:papper"], "unknown variant 'papper'; known: paper, t1"),
+  (["--config=configs/brats21.py", "--config.data.fld=1"], "fld"),
+  (["--config=configs/brats21.py", "--config.data.root=/nowhere"], "no data folder /nowhere"),
+  (["--config=configs/brats21.py", "--config.data.patch=(100,128,128)"], "a multiple of 8"),
+  (["--config=configs/brats21.py", "stray"], "what is 'stray'?"),
+  (["--mode=evaluate"], "give --checkpoint"),
+  (["--mode=evaluate", "--workdir=/nowhere"], "no such checkpoint: /nowhere"),
+  (["--mode=evaluate", "--checkpoint=configs/"], "holds no student"),
+  (["--mode=evaluate", "--predictions=/nowhere"], "go together"),
+  (["--mode=evaluate", "--predictions=/a", "--truth=/b", "--mirror"], "--mirror has no meaning"),
+  (["--mode=predict", "--checkpoint=/nowhere", "--output=o"], "needs --input"),
+  (["--mode=predict", "--config=configs/brats21.py"], "needs --checkpoint"),
+  (["--mode=compare", "a"], "takes two evaluations"),
+  (["--mode=compare", "/nowhere", "/nowhere"], "/nowhere"),
+  (["--mode=dance", "--config=configs/brats21.py"], "train|prepare|evaluate"),
+  (["--config=configs/brats21.py", "--labels=brats2021"], "--labels has no meaning"),
+]
+
+
+@pytest.fixture(scope="module")
+def answers(place):
+  """(status, output) of all misuses, in forks of one process: each start costs seconds."""
+  commands = [
+    [flag.replace("configs/", f"{REPOSITORY}/configs/") for flag in c] for c, _ in MISUSES
+  ]
+  forked = REPOSITORY / "tests" / "helpers" / "forked_main.py"
+  return json.loads(place.finish(place.python(str(forked), json.dumps(commands))).splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", range(len(MISUSES)), ids=lambda i: MISUSES[i][1])
+def test_misuse_is_answered_in_one_message(answers, number):
+  status, output = answers[number]
+  assert status == 1, output
+  assert MISUSES[number][1] in output
   assert "Traceback" not in output
