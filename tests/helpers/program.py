@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from synthetic import LARGE, make_case
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS = 20
+STEPS = 12
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": "true"}
 SETTINGS = {
   "data.demo_cases": 0,
@@ -23,7 +23,7 @@ SETTINGS = {
   "model.filters": "(4,4,8,8)",
   "optim.cohort.schedule": "constant",  # so that a run can be ended early and taken up again
   "optim.student.schedule": "constant",
-  "train.epochs": 5,
+  "train.epochs": 3,
   "train.steps_per_epoch": 4,
   "train.validate_every": 2,
   "train.save_every": 3,
@@ -89,10 +89,15 @@ def checkpoint_steps(workdir: Path) -> list[int]:
 
 def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
   """Every number of a checkpoint, by its path."""
-  found = {}
+  found, device = {}, jax.sharding.SingleDeviceSharding(jax.devices()[0])
   for item in ("networks", "training"):
+    folder = (workdir / "checkpoints" / str(step) / item).absolute()
     with ocp.StandardCheckpointer() as checkpointer:
-      tree = checkpointer.restore((workdir / "checkpoints" / str(step) / item).absolute())
+      here = jax.tree.map(  # whatever devices it was written on
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        checkpointer.metadata(folder).item_metadata.tree,
+      )
+      tree = checkpointer.restore(folder, here)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
   return found

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from program import STEPS, Place, arrays, checkpoint_steps, numbers, wait_for_checkpoint
 
-# Sums in another order, twenty steps of Adam; and what turns over a threshold after that.
+# Sums in another order, twelve steps of Adam; and what turns over a threshold after that.
 CLOSE = {"train/loss/": 2e-3, "val/dice/student/WT": 2e-2}
 
 
@@ -40,14 +40,14 @@ def finished(place):
 
 @pytest.fixture(scope="module")
 def shared(place, finished):
-  """A run of 8 steps by two processes, 8 by one, and 4 by two again."""
+  """A run of which each third is done by two processes, one, and two again."""
 
   def flags(epochs: int) -> list[str]:
     return place.flags("shared_run", VARIANT, train__epochs=epochs)
 
-  outputs = finish(place, two(place, *flags(2)))
-  place.finish(place.main(*flags(4)))
-  outputs += finish(place, two(place, *flags(5)))
+  outputs = finish(place, two(place, *flags(1)))
+  place.finish(place.main(*flags(2)))
+  outputs += finish(place, two(place, *flags(3)))
   return place.folder / "shared_run", outputs
 
 
@@ -58,7 +58,7 @@ def test_the_same_run_on_any_number_of_processes(finished, shared):
   for names, close in CLOSE.items():
     pairs = _by_step(expected, names), _by_step(actual, names)
     together = pairs[0].keys() & pairs[1].keys()
-    assert len(together) >= 3
+    assert len(together) >= 2
     for key in together:
       assert pairs[1][key] == pytest.approx(pairs[0][key], rel=close, abs=close), key
   ours, theirs = arrays(workdir, STEPS), arrays(finished, STEPS)
@@ -73,7 +73,7 @@ def _by_step(lines, prefix):
 
 def test_one_process_speaks_and_writes_for_both(shared):
   workdir, outputs = shared
-  assert "training and" in outputs[0] and "going on from step 16" in outputs[2]
+  assert "training and" in outputs[0] and "going on from step 8" in outputs[2]
   for silent in (outputs[1], outputs[3]):
     assert "loss" not in silent
   steps = [x["step"] for x in numbers(workdir) if "train/loss/student" in x]
@@ -85,7 +85,7 @@ def test_one_process_speaks_and_writes_for_both(shared):
 def test_one_is_told_to_stop_and_all_save_and_stop(place, shared):
   workdir, _ = shared
   pair = two(place, *place.flags("shared_run", VARIANT, train__epochs=1000))
-  wait_for_checkpoint(pair[0], workdir, STEPS + 1)
+  wait_for_checkpoint(pair[0], workdir, STEPS + 3)
   pair[1].send_signal(signal.SIGTERM)
   outputs = finish(place, pair, 128 + signal.SIGTERM)
   stopped = checkpoint_steps(workdir)[-1]

@@ -1,0 +1,51 @@
+"""A whole scan trains unsplit where devices share it: the same step, a quarter of the memory."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kd_jax.confidence import ConfidenceSettings
+from kd_jax.models.framework import Framework, FrameworkSpec
+from kd_jax.objective import LossSettings
+from kd_jax.optim import GROUPS
+from kd_jax.step import batch_sharding, compile_step, init_state, make_train_step
+
+SHAPE = (256, 240, 160)  # 240x240x155, so that four devices share the first side
+SPEC = FrameworkSpec(student=("t1ce",), teachers={"flair": ("flair",)}, filters=(4, 4, 8, 8))
+
+
+@pytest.mark.slow
+def test_four_devices_share_a_scan():
+  framework, confidence = Framework(SPEC), ConfidenceSettings()
+  optimizers = {group: optax.sgd(0.1) for group in GROUPS}
+  step = make_train_step(framework, optimizers, LossSettings(), confidence, steps_per_epoch=1)
+  state = jax.device_get(init_state(framework, optimizers, confidence, jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  centre = [np.arange(n) - n / 2 for n in SHAPE]
+  radius = np.sqrt(sum(x**2 for x in np.meshgrid(*centre, indexing="ij")))
+  label = np.select([radius < 15, radius < 25, radius < 40], [1, 3, 2], 0).astype(np.uint8)[None]
+  image = rng.standard_normal((1, 4, *SHAPE), np.float32) + label[:, None]
+  batch = {"image": image.astype(np.float16), "label": label}
+
+  found = []
+  for space in (1, 4):
+    devices = jax.devices()[:space]
+    mesh = jax.make_mesh(
+      (1, space), ("data", "space"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+    placed = jax.device_put(state, NamedSharding(mesh, P()))
+    shared = jax.device_put(batch, batch_sharding(mesh))
+    program = compile_step(step, mesh).lower(placed, shared).compile()
+    after, first = program(placed, shared)
+    _, second = program(after, shared)
+    temporary = program.memory_analysis().temp_size_in_bytes
+    found.append((jax.device_get(first), jax.device_get(second), temporary))
+    print(f"{space} devices: {temporary / 1e9:.2f} GB each, losses {second['loss/student']:.6f}")
+  (*alone, whole), (*together, part) = found
+  for expected, actual in zip(alone, together, strict=True):
+    for name, value in expected.items():
+      np.testing.assert_allclose(actual[name], value, rtol=2e-4, err_msg=name)
+  assert part < 0.3 * whole
