@@ -19,17 +19,10 @@ train_step.py --remat and --accumulate to say.
 
 import argparse
 import functools
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
-
-os.environ["JAX_PLATFORMS"] = "cpu"
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-  ).strip()
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +30,7 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import timing, train_step
-from benchmarks.scaling import QUICK
+from benchmarks.scaling import QUICK  # and its fake CPU devices, before JAX looks for any
 from kd_jax.config import Config
 from kd_jax.models import conv
 from kd_jax.models.framework import Framework, Params

@@ -1,8 +1,8 @@
 """What the stages of a network keep for their backward pass: memory against time.
 
 "none" keeps what XLA likes to; "norms" keeps what convolutions give and computes norms and
-activations again (a little slower, about half the memory); "stages" keeps what goes into each stage
-and computes all of it again (a forward pass more). The numbers are the same.
+activations again; "stages" keeps what goes into each stage and computes all of it again (a forward
+pass more). The numbers are the same. XLA for CPU undoes it: see benchmarks/RESULTS.md.
 """
 
 import functools
