@@ -51,14 +51,14 @@ def main() -> None:
   print("compiling", file=sys.stderr, flush=True)
   compiled = lowered.compile()
   batch = jax.device_put(train_step.random_batch(config), step_lib.batch_sharding(mesh))
-  state = jax.device_put(new_state(), NamedSharding(mesh, P()))
+  state, key = jax.device_put((new_state(), jax.random.key(0)), NamedSharding(mesh, P()))
 
   def steps(count: int) -> tuple[float, float]:
     """Seconds of the host for one step, and until one is done."""
     nonlocal state
     began = time.perf_counter()
     for _ in range(count):
-      state, metrics = compiled(state, batch)
+      state, metrics = compiled(state, batch, key)
     enqueued = time.perf_counter() - began
     jax.block_until_ready((state, metrics))
     return enqueued / count, (time.perf_counter() - began) / count

@@ -178,7 +178,8 @@ def lower_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Lowered, Callable
     "image": jax.ShapeDtypeStruct((sides[0], 4, *sides[1:]), jnp.float16),
     "label": jax.ShapeDtypeStruct(sides, jnp.uint8),
   }
-  return step_lib.compile_step(step, mesh).lower(jax.eval_shape(new_state), batch), new_state
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return step_lib.compile_step(step, mesh).lower(jax.eval_shape(new_state), batch, key), new_state
 
 
 def random_batch(config: Config) -> dict[str, np.ndarray]:
@@ -200,8 +201,9 @@ def jax_program(config: Config) -> Program:
   def run() -> None:
     if not held:
       held["batch"] = jax.device_put(random_batch(config), step_lib.batch_sharding(mesh))
-      held["state"] = jax.device_put(new_state(), NamedSharding(mesh, PartitionSpec()))
-    held["state"], metrics = compiled(held["state"], held["batch"])
+      replicated = NamedSharding(mesh, PartitionSpec())
+      held["state"], held["key"] = jax.device_put((new_state(), jax.random.key(0)), replicated)
+    held["state"], metrics = compiled(held["state"], held["batch"], held["key"])
     jax.block_until_ready((held["state"], metrics))
 
   flops = (compiled.cost_analysis() or {}).get("flops")

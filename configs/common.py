@@ -43,11 +43,16 @@ def base(name: str, root: str) -> ConfigDict:
         "fusion_levels": 1,
         "attention": "channel",
         "fusion_activation": False,
+        "fusion_detached": False,
+        "teacher_side_heads": 0,
         "dtype": "auto",
       },
       "loss": {
-        "dice_reduction": "volume",
+        "dice_reduction": "volume",  # or sample, slice
+        "targets": "classes",  # or regions
         "kd_reduction": "voxel_mean",
+        "kd_targets": "classes",  # or regions
+        "kd_where": "all",  # or brain, agreement, balanced
         "temperature": 4.0,
         "supervised": 0.75,
         "cooperative": {"level1": 0.08, "level2": 0.05},
@@ -55,13 +60,19 @@ def base(name: str, root: str) -> ConfigDict:
           "level1": {"total": 0.10, "supervised": 0.7, "kd": 0.3},
           "level2": {"total": 0.03, "supervised": 0.6, "kd": 0.4},
         },
+        "deep_supervision": {"level1": 0.0, "level2": 0.0},
+        "fused_teacher": 0.0,
+        "bottleneck": 0.0,
+        "prototype": 0.0,
         "kd_from_epoch": 1,
+        "kd_ramp_epochs": 0.0,
       },
       "confidence": {
         "total": 0.5,
         "score": "soft_dice",
         "regions": ("WT",),
-        "update": "ema",
+        "by": "teacher",  # or region, voxel
+        "update": "ema",  # or epoch, batch
         "ema_decay": 0.99,
       },
       "optim": {"cohort": _adam(), "student": _adam(), "ema_decay": 0.999},
@@ -93,6 +104,7 @@ def base(name: str, root: str) -> ConfigDict:
 
 def _adam() -> dict:
   return {
+    "algorithm": "adamw",  # or sgd
     "learning_rate": 5e-4,
     "schedule": "warmup_cosine",  # or constant, poly, plateau
     "warmup": 0.02,

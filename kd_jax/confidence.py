@@ -2,9 +2,14 @@
 
   alpha_i = total * score_i / sum_j score_j
 
-with score_i the Dice of teacher i over past training batches (METHOD §2). Two ways of forgetting:
+with score_i the Dice of teacher i over past training batches (METHOD §2). Ways of forgetting:
 "epoch", as published, averages over an epoch and changes the weights when the next one begins;
-"ema" averages exponentially and changes them every step.
+"ema" averages exponentially and changes them every step. "batch" forgets all: a batch's own scores
+are its weights.
+
+Weights are one a teacher, or one a teacher and region, each region weighing the teachers by their
+Dice on it alone; then scores and weights are (3,) where they are () otherwise. "voxel" weighs by
+how sure a teacher is of a voxel instead (distillation.certainty_shares).
 """
 
 from collections.abc import Collection, Mapping
@@ -14,7 +19,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-UPDATES = ("epoch", "ema")
+from kd_jax.data.labels import REGIONS
+
+UPDATES = ("epoch", "ema", "batch")
+BY = ("teacher", "region", "voxel")
 
 
 @dataclass(frozen=True)
@@ -24,14 +32,16 @@ class ConfidenceSettings:
   Attributes:
     total: what the weights of all teachers add up to.
     score: "soft_dice", "hard_dice" or "slice_dice" (metrics/device.py).
-    regions: whose mean Dice is the score.
-    update: "epoch" or "ema".
+    regions: whose mean Dice is the score, with "teacher".
+    by: "teacher", "region" or "voxel".
+    update: "epoch", "ema" or "batch".
     ema_decay: per step, with "ema".
   """
 
   total: float = 0.15
   score: str = "soft_dice"
   regions: tuple[str, ...] = ("WT",)
+  by: str = "teacher"
   update: str = "epoch"
   ema_decay: float = 0.99
 
@@ -41,8 +51,8 @@ class Confidence:
   """State of the weights, by teacher's name: no order of teachers to get wrong.
 
   Attributes:
-    weights: alpha, in use now; scalars.
-    scores: the sum over the epoch's steps so far, or the exponential average; scalars.
+    weights: alpha, in use now; () each, or (3,) by region.
+    scores: the sum over the epoch's steps so far, or the exponential average; likewise.
     count: (), steps that `scores` holds.
   """
 
@@ -53,9 +63,10 @@ class Confidence:
 
 def init(teachers: Collection[str], settings: ConfidenceSettings) -> Confidence:
   """Every teacher heard alike."""
+  shape = (len(REGIONS),) if settings.by == "region" else ()
   return Confidence(
-    weights={name: jnp.asarray(settings.total / len(teachers), float) for name in teachers},
-    scores={name: jnp.zeros(()) for name in teachers},
+    weights={name: jnp.full(shape, settings.total / len(teachers), float) for name in teachers},
+    scores={name: jnp.zeros(shape) for name in teachers},
     count=jnp.zeros((), jnp.int32),
   )
 
@@ -85,7 +96,7 @@ def begin_step(
     due &= new_epoch
   fresh = weights_of(confidence.scores, settings.total)  # a sum weighs as its mean does
   weights = _where(due, fresh, confidence.weights)
-  if settings.update == "ema":
+  if settings.update != "epoch":
     return confidence.replace(weights=weights)
   zeros = jax.tree.map(jnp.zeros_like, confidence.scores)
   return Confidence(
@@ -98,11 +109,12 @@ def begin_step(
 def end_step(
   confidence: Confidence, scores: Mapping[str, jax.Array], settings: ConfidenceSettings
 ) -> Confidence:
-  """Takes this step's scores, scalars by name, into account."""
+  """Takes this step's scores by name into account."""
   if settings.update == "epoch":
     keep, add = 1.0, 1.0
   else:
-    keep = jnp.where(confidence.count > 0, settings.ema_decay, 0.0)
+    decay = settings.ema_decay if settings.update == "ema" else 0.0
+    keep = jnp.where(confidence.count > 0, decay, 0.0)
     add = 1 - keep
   running = {
     name: (keep * old + add * scores[name]).astype(old.dtype)

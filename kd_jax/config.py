@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_jax.confidence import UPDATES, ConfidenceSettings
+from kd_jax.confidence import BY, UPDATES, ConfidenceSettings
 from kd_jax.data.augment import AugmentSettings
 from kd_jax.data.cases import MODALITIES
 from kd_jax.data.dataset import DataSettings
 from kd_jax.data.labels import CONVENTIONS, REGIONS
+from kd_jax.distillation import WHERE
 from kd_jax.errors import ConfigError, UserError, did_you_mean
 from kd_jax.inference import MODES, PredictSettings
-from kd_jax.losses import DICE_REDUCTIONS, KD_REDUCTIONS
+from kd_jax.losses import DICE_REDUCTIONS, KD_REDUCTIONS, TARGETS
 from kd_jax.metrics.device import SCORE_KINDS
 from kd_jax.models.framework import ATTENTIONS, DTYPES, FrameworkSpec
 from kd_jax.models.remat import REMATS
 from kd_jax.models.resunet import DOWNSAMPLING, LEVELS
 from kd_jax.objective import LossSettings
-from kd_jax.optim import GROUPS, SCHEDULES, OptimizerSettings
+from kd_jax.optim import ALGORITHMS, GROUPS, SCHEDULES, OptimizerSettings
 from kd_jax.storage import write_text
 
 CONFIG_FILE = "config.json"  # in a work directory
@@ -228,9 +229,16 @@ def _check(config: Config) -> None:
   _one_of("model.dtype", model.dtype, DTYPES)
   _one_of("model.attention", model.attention, ATTENTIONS)
   _one_of("loss.dice_reduction", config.loss.dice_reduction, DICE_REDUCTIONS)
+  _one_of("loss.targets", config.loss.targets, TARGETS)
   _one_of("loss.kd_reduction", config.loss.kd_reduction, KD_REDUCTIONS)
+  _one_of("loss.kd_targets", config.loss.kd_targets, TARGETS)
+  _one_of("loss.kd_where", config.loss.kd_where, WHERE)
   _one_of("confidence.score", config.confidence.score, SCORE_KINDS)
+  _one_of("confidence.by", config.confidence.by, BY)
   _one_of("confidence.update", config.confidence.update, UPDATES)
+  for by, targets in (("region", "regions"), ("voxel", "classes")):
+    if config.confidence.by == by and config.loss.kd_targets != targets:
+      raise ConfigError(f'confidence.by = "{by}" needs loss.kd_targets = "{targets}"')
   _one_of("predict.mode", config.predict.mode, MODES)
   _one_of("train.remat", train.remat, REMATS)
   _ = data.cache_settings  # checks itself
@@ -257,6 +265,7 @@ def _check(config: Config) -> None:
     if channels % 4:
       raise ConfigError(f"model.filters = {model.filters}: group norm needs multiples of 4")
   _within("model.fusion_levels", model.fusion_levels, 0, len(LEVELS))
+  _within("model.teacher_side_heads", model.teacher_side_heads, 0, len(LEVELS))
   _within("seed", config.seed, 0, 2**31 - 1)
   _within("data.tumour", data.tumour, 0, 1)
   _within("data.batch", data.batch, 1, 1 << 20)
@@ -269,9 +278,18 @@ def _check(config: Config) -> None:
   _within("loss.supervised", config.loss.supervised, 0, 1e6)
   for level, weight in config.loss.cooperative.items():
     _within(f"loss.cooperative.{level}", weight, 0, 1e6)
+  for name, weight in config.loss.deep_supervision.items():
+    _one_of("loss.deep_supervision, for levels", name, LEVELS)
+    _within(f"loss.deep_supervision.{name}", weight, 0, 1e6)
+  if missing := [level for level in LEVELS if level not in config.loss.deep_supervision]:
+    raise ConfigError(f"loss.deep_supervision.{missing[0]} is missing")
   for level, side in config.loss.side.items():
     for name in ("total", "supervised", "kd"):
       _within(f"loss.side.{level}.{name}", getattr(side, name), 0, 1e6)
+  for name in ("fused_teacher", "bottleneck", "prototype", "kd_ramp_epochs"):
+    _within(f"loss.{name}", getattr(config.loss, name), 0, 1e6)
+  if config.loss.fused_teacher and not model.levels:
+    raise ConfigError("loss.fused_teacher needs teachers and model.fusion_levels of 1 or 2")
   _within("loss.kd_from_epoch", config.loss.kd_from_epoch, 0, 1 << 30)
   _within("confidence.total", config.confidence.total, 0, 1e6)
   _within("confidence.ema_decay", config.confidence.ema_decay, 0, 0.999999)
@@ -292,6 +310,7 @@ def _check(config: Config) -> None:
   _within("optim.ema_decay", config.optim.ema_decay, 0, 0.999999)
   for group, settings in config.optim.groups.items():
     prefix = f"optim.{group}"
+    _one_of(f"{prefix}.algorithm", settings.algorithm, ALGORITHMS)
     _one_of(f"{prefix}.schedule", settings.schedule, SCHEDULES)
     _within(f"{prefix}.learning_rate", settings.learning_rate, 0, 1e3)
     for name in ("warmup", "final", "beta1", "beta2"):

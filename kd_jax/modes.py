@@ -59,15 +59,22 @@ def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
   if config is not None:
     raw = config_lib.to_dict(config)
     config_lib.parse(raw)
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(caches / "kd_jax" / "compiled"))
+  keep_compiled()
   processes.join(values.distributed, values.coordinator, values.processes, values.process)
   if jax.process_count() > 1 and not mode.shared:
     raise ConfigError(f"--mode={values.mode} is work for one process; start it alone")
   with processes.none_left_waiting():
     mode.act(Call(values, raw, arguments, Terminal(jax.process_index())))
     processes.wait()  # whoever leaves first would end those who still write
+
+
+def keep_compiled() -> None:
+  """Compiled programs stay in the user's cache folder, unless JAX was told of another one."""
+  import jax
+
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(caches / "kd_jax" / "compiled"))
 
 
 # --- The modes --------------------------------------------------------------------------------

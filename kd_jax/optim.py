@@ -1,4 +1,4 @@
-"""Optimisers of the two parameter groups: Adam with clipping, a schedule, and the plateau rule."""
+"""Optimisers of the two parameter groups: AdamW or SGD, clipping, a schedule, the plateau rule."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ import jax
 import optax
 
 GROUPS = ("cohort", "student")
+ALGORITHMS = ("adamw", "sgd")
 SCHEDULES = ("constant", "warmup_cosine", "poly", "plateau")
 
 
@@ -27,18 +28,22 @@ class PlateauSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-  """One group's optimiser: AdamW, which is Adam where weight_decay is 0.
+  """One group's optimiser.
 
   Attributes:
+    algorithm: "adamw", which is Adam where weight_decay is 0; or "sgd" with Nesterov's momentum
+      beta1 and the decay in the gradient (nnU-Net: learning_rate 0.01, beta1 0.99, weight_decay
+      3e-5, "poly").
     learning_rate: the schedule's highest.
     schedule: one of SCHEDULES; "plateau" is constant here and lowered by PlateauSettings.
     warmup: the share of all steps in which "warmup_cosine" and "poly" rise from 0.
     final: the share of learning_rate that "warmup_cosine" and "poly" end with.
     power: of "poly" (nnU-Net's 0.9).
-    beta1, beta2, epsilon, weight_decay: of AdamW.
+    beta1, beta2, epsilon, weight_decay: of AdamW; beta1 and weight_decay of SGD too.
     clip_norm: the largest gradient norm of the group; 0 for no clipping.
   """
 
+  algorithm: str = "adamw"
   learning_rate: float = 1e-3
   schedule: str = "warmup_cosine"
   warmup: float = 0.05
@@ -74,16 +79,23 @@ def schedule(settings: OptimizerSettings, total_steps: int) -> optax.Schedule:
 
 def optimizer(settings: OptimizerSettings, total_steps: int) -> optax.GradientTransformation:
   """The group's optimiser over a run of total_steps."""
-  adam = optax.adamw(
-    schedule(settings, total_steps),
-    b1=settings.beta1,
-    b2=settings.beta2,
-    eps=settings.epsilon,
-    weight_decay=settings.weight_decay,
-  )
+  rate = schedule(settings, total_steps)
+  if settings.algorithm == "sgd":
+    descent = optax.chain(
+      optax.add_decayed_weights(settings.weight_decay),
+      optax.sgd(rate, momentum=settings.beta1, nesterov=True),
+    )
+  else:
+    descent = optax.adamw(
+      rate,
+      b1=settings.beta1,
+      b2=settings.beta2,
+      eps=settings.epsilon,
+      weight_decay=settings.weight_decay,
+    )
   if not settings.clip_norm:
-    return adam
-  return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
+    return descent
+  return optax.chain(optax.clip_by_global_norm(settings.clip_norm), descent)
 
 
 @dataclass(frozen=True)

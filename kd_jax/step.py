@@ -5,22 +5,26 @@ gradient, updates teachers, fusion and student together, and returns the metrics
 use the parameters from before the step, so the update is exactly one joint step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax import confidence as confidence_lib
 from kd_jax.accumulate import grad_in_parts
 from kd_jax.confidence import Confidence, ConfidenceSettings
+from kd_jax.data.labels import REGIONS
+from kd_jax.distillation import certainty_shares
 from kd_jax.metrics import device as metrics_lib
 from kd_jax.models.framework import Framework, Outputs, Params
-from kd_jax.objective import LossSettings, objective
+from kd_jax.models.resunet import Output
+from kd_jax.objective import LossSettings, distillation_share, objective
 
 Batch = Mapping[str, jax.Array]  # image (B, M, D, H, W), label (B, D, H, W)
 Metrics = dict[str, jax.Array]
@@ -75,11 +79,13 @@ def make_train_step(
   *,
   steps_per_epoch: int,
   augment: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
-  key: jax.Array | None = None,
   ema_decay: float = 0.0,
   accumulate: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """The step as a pure function, to be compiled by `compile_step`.
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+  """The step as a pure function of state, batch and the run's key, for `compile_step`.
+
+  The key is the augmentation's; each step folds its number in, so a resumed run repeats itself. It
+  is an argument so that runs that differ in their seed alone share one compiled program.
 
   Args:
     framework: the networks.
@@ -88,38 +94,47 @@ def make_train_step(
     confidence: how the teachers are weighted.
     steps_per_epoch: for the first-epoch rule and the epoch-wise confidence.
     augment: (key, images, labels) -> (images, labels), on the device.
-    key: of the augmentation; each step folds its number in, so a resumed run repeats itself.
     ema_decay: of the student's average; 0 for none.
     accumulate: parts of the batch that go through the networks one after the other; the step is
       the same, see accumulate.py.
   """
 
   def forward(params: Params, images: jax.Array) -> Outputs:
-    """Without the features, which no loss asks for."""
+    """Without the features that no loss asks for."""
     outputs = framework(params, images)
-    teachers = {name: out._replace(features={}) for name, out in outputs.teachers.items()}
-    return Outputs(teachers, outputs.fused, outputs.student._replace(features={}))
+    teachers = {name: _keep(out, loss.features) for name, out in outputs.teachers.items()}
+    return Outputs(teachers, outputs.fused, _keep(outputs.student, loss.features))
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+  def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
     images, labels = batch["image"], batch["label"]
     if augment is not None:
       images, labels = augment(jax.random.fold_in(key, state.step), images, labels)
-    epoch, step_in_epoch = jnp.divmod(state.step, steps_per_epoch)
-    belief = confidence_lib.begin_step(state.confidence, step_in_epoch == 0, confidence)
+    brain = jnp.any(images != 0, axis=1)  # (B, D, H, W)
+    new_epoch = state.step % steps_per_epoch == 0
+    belief = confidence_lib.begin_step(state.confidence, new_epoch, confidence)
+    share = distillation_share(state.step / steps_per_epoch, loss)
 
     def loss_of(outputs: Outputs) -> tuple[jax.Array, Metrics]:
-      distil = epoch >= loss.kd_from_epoch
-      return objective(outputs, labels, belief.weights, distil, loss)
+      scores = _scores(lax.stop_gradient(outputs.teachers), labels, confidence)
+      alpha = belief.weights
+      if confidence.update == "batch":
+        alpha = confidence_lib.weights_of(scores, confidence.total)
+      if confidence.by == "voxel":
+        logits = {name: output.logits for name, output in outputs.teachers.items()}
+        alpha = certainty_shares(logits, confidence.total)
+      total, terms = objective(outputs, labels, alpha, share, loss, brain)
+      return total, (terms | _by_region("weight", alpha), scores)
 
     def loss_fn(params: Params):
       outputs = forward(params, images)
-      total, terms = loss_of(outputs)
-      return total, (outputs, terms)
+      total, rest = loss_of(outputs)
+      return total, (outputs, rest)
 
     if accumulate == 1:
-      grads, (outputs, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
+      grads, (outputs, rest) = jax.grad(loss_fn, has_aux=True)(state.params)
     else:
-      grads, outputs, metrics = grad_in_parts(forward, loss_of, state.params, images, accumulate)
+      grads, outputs, rest = grad_in_parts(forward, loss_of, state.params, images, accumulate)
+    metrics, scores = rest
 
     params, opt_state = {}, {}
     for group, tx in optimizers.items():
@@ -131,12 +146,7 @@ def make_train_step(
       metrics[f"grad_norm/{group}"] = optax.tree.norm(grads[group])
 
     if outputs.teachers:
-      scores = {
-        name: metrics_lib.score(output.logits, labels, confidence.score, confidence.regions)
-        for name, output in outputs.teachers.items()
-      }
-      metrics |= {f"confidence/score/{name}": s for name, s in scores.items()}
-      metrics |= {f"confidence/weight/{name}": w for name, w in belief.weights.items()}
+      metrics |= _by_region("score", scores)
       belief = confidence_lib.end_step(belief, scores, confidence)
     metrics |= _batch_dice(outputs, labels)
 
@@ -153,13 +163,44 @@ def make_train_step(
   return train_step
 
 
-def _batch_dice(outputs, labels: jax.Array) -> Metrics:
+def _keep(output: Output, features: Sequence[str]) -> Output:
+  return output._replace(features={name: output.features[name] for name in features})
+
+
+def _scores(
+  teachers: Mapping[str, Output], labels: jax.Array, settings: ConfidenceSettings
+) -> dict[str, jax.Array]:
+  """Teacher's name -> its Dice on this batch: (), or (3,) by region."""
+
+  def score(output: Output, regions: Sequence[str]) -> jax.Array:
+    return metrics_lib.score(output.logits, labels, settings.score, regions)
+
+  if settings.by == "region":
+    return {
+      name: jnp.stack([score(output, (region,)) for region in REGIONS])
+      for name, output in teachers.items()
+    }
+  return {name: score(output, settings.regions) for name, output in teachers.items()}
+
+
+def _by_region(what: str, values: Mapping[str, jax.Array]) -> Metrics:
+  """Scores or weights as scalars for the logs; those of voxels by their mean."""
+  found = {}
+  for name, value in values.items():
+    if value.shape == (len(REGIONS),):
+      found |= {f"confidence/{what}/{name}/{r}": v for r, v in zip(REGIONS, value, strict=True)}
+    else:
+      found[f"confidence/{what}/{name}"] = jnp.mean(value)
+  return found
+
+
+def _batch_dice(outputs: Outputs, labels: jax.Array) -> Metrics:
   """Hard Dice over the batch's volume, by network and region: a sign of life in the logs."""
   networks = {**outputs.teachers, "student": outputs.student}
   return {
     f"dice/{name}/{region}": metrics_lib.score(output.logits, labels, "hard_dice", (region,))
     for name, output in networks.items()
-    for region in metrics_lib.REGIONS
+    for region in REGIONS
   }
 
 
@@ -180,14 +221,14 @@ def batch_sharding(mesh: Mesh) -> dict[str, NamedSharding]:
 
 
 def compile_step(step: Callable, mesh: Mesh) -> Callable:
-  """jit over the mesh: state replicated and donated, batch sharded, metrics replicated.
+  """jit over the mesh: state and key replicated, state donated, batch sharded, metrics replicated.
 
   Put the first state on the mesh before the first call, or that call compiles a program of its own.
   """
   replicated = NamedSharding(mesh, P())
   return jax.jit(
     step,
-    in_shardings=(replicated, batch_sharding(mesh)),
+    in_shardings=(replicated, batch_sharding(mesh), replicated),
     out_shardings=(replicated, replicated),
     donate_argnums=0,
   )

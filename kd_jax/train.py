@@ -69,8 +69,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   optimizers = {
     group: optim.optimizer(settings, total_steps) for group, settings in config.optim.groups.items()
   }
-  key = jax.random.key(config.seed)
-  init_key, augment_key = jax.random.split(key)
+  init_key, augment_key = jax.random.split(jax.random.key(config.seed))
   train_step = step_lib.compile_step(
     step_lib.make_train_step(
       framework,
@@ -79,7 +78,6 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
       config.confidence,
       steps_per_epoch=steps_per_epoch,
       augment=_augmentation(config),
-      key=augment_key,
       ema_decay=config.optim.ema_decay,
       accumulate=config.train.accumulate,
     ),
@@ -88,6 +86,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
 
   # --- State: fresh, or the last checkpoint's ---
   replicated = NamedSharding(mesh, P())
+  augment_key = jax.device_put(augment_key, replicated)
   new_state = functools.partial(
     step_lib.init_state,
     framework,
@@ -155,9 +154,9 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     for step in range(first + 1, total_steps + 1):
       batch = pipeline.to_devices(next(batches), rows, shardings, config.data.batch)
       if step == first + 1:
-        train_step = _compile(train_step, state, batch, log)
+        train_step = _compile(train_step, state, batch, augment_key, log)
         window = Window()
-      state, metrics = train_step(state, batch)
+      state, metrics = train_step(state, batch, augment_key)
       window.add(step, metrics)
 
       epoch = (step - 1) // steps_per_epoch  # of this step, from 0
@@ -266,11 +265,13 @@ def _augmentation(config: Config) -> Callable | None:
   return functools.partial(augment.augment, settings=config.augment)
 
 
-def _compile(step: Callable, state: TrainState, batch: step_lib.Batch, log: RunLog) -> Callable:
+def _compile(
+  step: Callable, state: TrainState, batch: step_lib.Batch, key: jax.Array, log: RunLog
+) -> Callable:
   """Compiles ahead, so that no step's time holds it, and a change of shapes later is an error."""
   log.line("compiling the training step (a minute or two on CPU, the first time)")
   began = time.monotonic()
-  compiled = step.lower(state, batch).compile()
+  compiled = step.lower(state, batch, key).compile()
   log.line(f"compiled in {time.monotonic() - began:.0f} s")
   return compiled
 

@@ -210,7 +210,8 @@ def test_the_mirror_computes_the_same(gradients):
 
   def loss_fn(params):
     outputs = framework(params, images)
-    total, terms = objective(outputs, jnp.asarray(labels), alpha, jnp.asarray(True), loss)
+    y = jnp.asarray(labels)
+    total, terms = objective(outputs, y, alpha, jnp.asarray(True), loss, y >= 0)
     return total, (outputs, terms)
 
   run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True) if gradients else loss_fn)

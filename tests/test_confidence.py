@@ -136,3 +136,22 @@ def test_the_state_keeps_its_types_and_none_is_weak(how, x64):
 def test_a_student_without_teachers_has_no_weights(how):
   belief = confidence.begin_step(confidence.init((), how), jnp.asarray(True), how)
   assert (belief.weights, belief.scores) == ({}, {})
+
+
+def test_a_batchs_own_scores_need_no_past():
+  """ "batch" in the state is the last batch's scores; the step weighs by the present one's."""
+  how = ConfidenceSettings(update="batch")
+  used, _ = run([(0.6, 0.3, 0.1), (0.1, 0.1, 0.2), (0, 0, 1)], how)
+  np.testing.assert_allclose(used[1], [0.09, 0.045, 0.015], rtol=1e-5)
+  np.testing.assert_allclose(used[2], [0.0375, 0.0375, 0.075], rtol=1e-5)
+
+
+def test_each_region_weighs_the_teachers_by_its_own_dice():
+  how = ConfidenceSettings(by="region", update="ema", total=0.6)
+  belief = confidence.init(("flair", "t2"), how)
+  assert belief.weights["t2"].shape == belief.scores["t2"].shape == (3,)
+  scores = {"flair": jnp.array([0.9, 0.2, 0.0]), "t2": jnp.array([0.9, 0.6, 0.0])}
+  belief = confidence.end_step(belief, scores, how)
+  belief = confidence.begin_step(belief, jnp.asarray(False), how)
+  np.testing.assert_allclose(belief.weights["flair"], [0.3, 0.15, 0.3], rtol=1e-5)
+  np.testing.assert_allclose(belief.weights["t2"], [0.3, 0.45, 0.3], rtol=1e-5)

@@ -247,7 +247,7 @@ def _step_and_forward(golden, framework, optimizers):
   )
 
   def both(state, batch):
-    return train_step(state, batch), framework(state.params, batch["image"])
+    return train_step(state, batch, jax.random.key(0)), framework(state.params, batch["image"])
 
   key = repr((golden.spec, golden.loss, golden.confidence, golden.learning_rate))
   return _programs().setdefault(key, jax.jit(both))

@@ -26,6 +26,21 @@ COSINE = {"schedule": "warmup_cosine", "warmup": 0.1}
 POLY = {"schedule": "poly", "warmup": 0.0, "power": 0.9}
 
 
+def test_sgd_has_nesterovs_momentum_and_decays_in_the_gradient():
+  settings = OptimizerSettings(
+    algorithm="sgd", learning_rate=0.1, schedule="constant", beta1=0.9, weight_decay=0.5
+  )
+  tx, x, momentum = optimizer(settings, 10), jnp.float32(2.0), 0.0
+  state, expected = tx.init(x), 2.0
+  for gradient in (1.0, -0.5, 3.0):
+    updates, state = tx.update(jnp.float32(gradient), state, x)
+    x = optax.apply_updates(x, updates)
+    decayed = gradient + 0.5 * expected
+    momentum = decayed + 0.9 * momentum
+    expected -= 0.1 * (decayed + 0.9 * momentum)
+    np.testing.assert_allclose(x, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ("settings", "expected"),
   [

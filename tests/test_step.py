@@ -100,7 +100,6 @@ class Programs:
       CONFIDENCE,
       steps_per_epoch=1,
       augment=counted,
-      key=jax.random.key(7),
       ema_decay=EMA_DECAY,
     )
     self.step = self.make()
@@ -117,12 +116,12 @@ class Programs:
     return [functools.partial(self._run, shape, self._jobs[shape].result()) for shape in shapes]
 
   def placed(self, shape, state=None):
-    """State and batch on the devices of a mesh."""
+    """State, batch and key on the devices of a mesh."""
     mesh = mesh_of(shape)
     with jax.enable_x64(True):
       state = widened(self.state if state is None else state)
-      state = jax.device_put(state, NamedSharding(mesh, P()))
-      return state, jax.device_put(self.batch, batch_sharding(mesh))
+      state, key = jax.device_put((state, jax.random.key(7)), NamedSharding(mesh, P()))
+      return state, jax.device_put(self.batch, batch_sharding(mesh)), key
 
   def _run(self, shape, program, state):
     with jax.enable_x64(True):
@@ -281,14 +280,14 @@ def test_the_step_is_not_compiled_again_for_its_own_state(programs):
   shape = (1, 1)
   (run,) = programs.on(shape)
   program, executable = compile_step(programs.step, mesh_of(shape)), run.args[1]
-  state, batch = programs.placed(shape)
+  state, batch, key = programs.placed(shape)
   with jax.enable_x64(True):
-    program.trace(state, batch)
+    program.trace(state, batch, key)
     traces = programs.traces
-    after, _ = executable(state, batch)
-    program.trace(after, batch)
+    after, _ = executable(state, batch, key)
+    program.trace(after, batch, key)
     assert programs.traces == traces  # types and shardings are those of the program that is there
-    executable(after, batch)  # which refuses all others
+    executable(after, batch, key)  # which refuses all others
 
 
 ABSTRACT_BATCH = {
@@ -310,7 +309,7 @@ def test_the_state_keeps_its_types():
   step = make_train_step(
     framework, optimizers, LossSettings(), CONFIDENCE, steps_per_epoch=3, ema_decay=0.9
   )
-  after, metrics = jax.eval_shape(step, state, ABSTRACT_BATCH)
+  after, metrics = jax.eval_shape(step, state, ABSTRACT_BATCH, jax.random.key(0))
   assert jax.tree.structure(after) == jax.tree.structure(state)
   assert types(after) == types(state)
   assert not any(weak for _, _, weak in types(state).values())
@@ -322,7 +321,7 @@ def test_a_student_alone_has_a_step_too():
   optimizers = {group: optimizer(OptimizerSettings(), 100) for group in GROUPS}
   state = init_state(framework, optimizers, CONFIDENCE, jax.random.key(0))
   step = make_train_step(framework, optimizers, LossSettings(), CONFIDENCE, steps_per_epoch=3)
-  after, metrics = jax.eval_shape(step, state, ABSTRACT_BATCH)
+  after, metrics = jax.eval_shape(step, state, ABSTRACT_BATCH, jax.random.key(0))
   assert jax.tree.structure(after) == jax.tree.structure(state)  # no average that none asked for
   assert types(after) == types(state)
   assert metrics.keys() == {
@@ -332,3 +331,28 @@ def test_a_student_alone_has_a_step_too():
     "grad_norm/student",
     *(f"dice/student/{region}" for region in ("WT", "TC", "ET")),
   }
+
+
+@pytest.mark.parametrize("by", ["region", "voxel"])
+@pytest.mark.parametrize("update", ["ema", "batch"])
+def test_every_kind_of_confidence_has_a_step(by, update):
+  """With features distilled and the batch in parts; types as they were, every number a scalar."""
+  framework = Framework(dataclasses.replace(SPEC, teacher_side_heads=2))
+  optimizers = {group: optimizer(OptimizerSettings(algorithm="sgd"), 100) for group in GROUPS}
+  loss = LossSettings(
+    kd_targets="regions" if by == "region" else "classes",
+    deep_supervision={"level1": 0.5, "level2": 0.25},
+    bottleneck=0.1,
+    prototype=0.1,
+    fused_teacher=0.2,
+  )
+  belief = ConfidenceSettings(by=by, update=update)
+  state = init_state(framework, optimizers, belief, jax.random.key(0))
+  step = make_train_step(framework, optimizers, loss, belief, steps_per_epoch=3, accumulate=2)
+  batch = {k: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype) for k, x in ABSTRACT_BATCH.items()}
+  after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
+  assert types(after) == types(state)
+  assert {m.shape for m in metrics.values()} == {()}
+  regions = ("/WT", "/TC", "/ET") if by == "region" else ("",)
+  assert {f"confidence/weight/t2{r}" for r in regions} <= metrics.keys()
+  assert {f"loss/{kind}/t2" for kind in ("bottleneck", "prototype", "kd")} <= metrics.keys()

@@ -36,7 +36,7 @@ def _name(index: int) -> str:
 
 
 def _description(seed: int, index: int) -> bytes:
-  return f"kd_jax demo 1, seed {seed}, index {index}".encode()  # 1: the generator's version
+  return f"kd_jax demo 2, seed {seed}, index {index}".encode()  # 2: the generator's version
 
 
 def _write(path: Path, volume: np.ndarray, seed: int, index: int) -> None:

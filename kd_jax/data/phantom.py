@@ -33,18 +33,18 @@ NCR, ED, ET = 1, 2, 4  # BraTS labels: necrotic or non-enhancing core, oedema, e
 # white matter on FLAIR and T2, `nct` is a core that does not enhance.
 CONTRAST: dict[str, dict[str, tuple[float, float]]] = {
   "flair": dict(
-    gm=(1.04, 1.18), csf=(0.32, 0.5), ed=(0.35, 0.95), ncr=(1.0, 2.3), et=(0.8, 1.1), nct=(1.2, 2)
+    gm=(1.04, 1.18), csf=(0.32, 0.5), ed=(0.3, 0.8), ncr=(1.0, 2.3), et=(0.8, 1.1), nct=(1.2, 2)
   ),
   "t1": dict(
-    gm=(0.75, 0.85), csf=(0.34, 0.48), ed=(-0.13, -0.03), ncr=(0.58, 0.84), et=(0.76, 0.94),
+    gm=(0.75, 0.85), csf=(0.34, 0.48), ed=(-0.2, -0.06), ncr=(0.58, 0.84), et=(0.76, 0.94),
     nct=(0.66, 0.86),
   ),
   "t1ce": dict(
-    gm=(0.80, 0.90), csf=(0.36, 0.5), ed=(-0.13, -0.03), ncr=(0.5, 0.8), et=(1.4, 1.9),
+    gm=(0.80, 0.90), csf=(0.36, 0.5), ed=(-0.22, -0.08), ncr=(0.5, 0.8), et=(1.4, 1.9),
     nct=(0.66, 0.88),
   ),
   "t2": dict(
-    gm=(1.15, 1.32), csf=(2.2, 3.0), ed=(0.5, 1.2), ncr=(1.7, 2.6), et=(0.8, 1.1), nct=(1.7, 2.4)
+    gm=(1.15, 1.32), csf=(2.2, 3.0), ed=(0.6, 1.3), ncr=(1.7, 2.6), et=(0.8, 1.1), nct=(1.7, 2.4)
   ),
 }  # fmt: skip
 DETAIL = {"flair": -0.2, "t1": 0.9, "t1ce": 0.75, "t2": -0.9}  # share of the atlas' fine structure

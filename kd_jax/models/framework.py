@@ -36,6 +36,9 @@ class FrameworkSpec:
     fusion_levels: CDSFL levels, 0 to 2; 0 without teachers.
     attention: "channel" or "cbam".
     fusion_activation: an activation before the fusion's last convolution.
+    fusion_detached: the fusion's loss does not reach the teachers: they no longer learn from each
+      other.
+    teacher_side_heads: deep-supervision heads of each teacher, 0 to 2.
     dtype: what is computed in, one of DTYPES; "auto" is bfloat16 on GPU and TPU and float32 on CPU.
       Parameters stay float32.
   """
@@ -46,6 +49,8 @@ class FrameworkSpec:
   fusion_levels: int = 1
   attention: str = "channel"
   fusion_activation: bool = False
+  fusion_detached: bool = False
+  teacher_side_heads: int = 0
   dtype: str = "float32"
 
   @property
@@ -63,7 +68,10 @@ class Cohort(nnx.Module):
 
   def __init__(self, spec: FrameworkSpec, rngs: nnx.Rngs):
     self.teachers = nnx.Dict(
-      {name: _network(spec, modalities, rngs) for name, modalities in spec.teachers.items()}
+      {
+        name: _network(spec, modalities, rngs, side_heads=spec.teacher_side_heads)
+        for name, modalities in spec.teachers.items()
+      }
     )
     channels = dict(zip(LEVELS, spec.filters[1:3], strict=True))
     self.fusion = nnx.Dict(
@@ -138,10 +146,12 @@ class Framework:
       name: cohort.teachers[name](select(images, modalities), self._remat)
       for name, modalities in self.spec.teachers.items()
     }
-    fused = {
-      level: cohort.fusion[level]({name: out.features[level] for name, out in teachers.items()})
-      for level in self.spec.levels
-    }
+
+    def features(level: str) -> dict[str, jax.Array]:
+      found = {name: out.features[level] for name, out in teachers.items()}
+      return jax.lax.stop_gradient(found) if self.spec.fusion_detached else found
+
+    fused = {level: cohort.fusion[level](features(level)) for level in self.spec.levels}
     return Outputs(teachers, fused, self.student(params["student"], images))
 
   def student(self, params: Params, images: jax.Array) -> Output:

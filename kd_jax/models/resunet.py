@@ -22,7 +22,8 @@ class Output(NamedTuple):
     logits: (B, D, H, W, classes), at full resolution.
     side_logits: from the deep-supervision heads; "level1" (B, D/2, H/2, W/2, classes), "level2" at
       a quarter. Empty for networks without such heads.
-    features: the decoder's features at the same two levels, before the heads.
+    features: the decoder's features at the same two levels, before the heads, and "bottleneck",
+      the encoder's last.
   """
 
   logits: jax.Array
@@ -95,6 +96,6 @@ class ResUNet(nnx.Module):
     d2 = run(self.up2, x4, x3)  # 1/4 resolution, f2 channels
     d1 = run(self.up1, d2, x2)  # 1/2 resolution, f1
     d0 = run(self.up0, d1, x1)  # full resolution, f0
-    features = {"level1": d1, "level2": d2}
+    features = {"level1": d1, "level2": d2, "bottleneck": x4}
     side_logits = {level: head(features[level]) for level, head in self.side_heads.items()}
     return Output(self.head(d0), side_logits, features)

@@ -44,7 +44,7 @@ def test_the_student_overfits_one_real_case(tmp_path):
   )
   for _ in range(STEPS):
     batch = pipeline.to_devices(next(batches), [0], step.batch_sharding(mesh), 1)
-    state, metrics = one_step(state, batch)
+    state, metrics = one_step(state, batch, jax.random.key(0))
   assert np.isfinite(metrics["loss/student"])
 
   entry = cache.open_entry(path)

@@ -52,11 +52,11 @@ def check(sides, dtype, close):
     mesh = jax.make_mesh(
       (1, space), ("data", "space"), axis_types=(AxisType.Auto,) * 2, devices=devices
     )
-    placed = jax.device_put(state, NamedSharding(mesh, P()))
+    placed, key = jax.device_put((state, jax.random.key(0)), NamedSharding(mesh, P()))
     shared = jax.device_put(batch, batch_sharding(mesh))
-    program = compile_step(step, mesh).lower(placed, shared).compile()
-    after, first = program(placed, shared)
-    _, second = program(after, shared)
+    program = compile_step(step, mesh).lower(placed, shared, key).compile()
+    after, first = program(placed, shared, key)
+    _, second = program(after, shared, key)
     temporary = program.memory_analysis().temp_size_in_bytes
     found.append((jax.device_get(first), jax.device_get(second), temporary))
     print(f"{space} devices: {temporary / 1e9:.2f} GB each, losses {second['loss/student']:.6f}")

@@ -73,13 +73,40 @@ def test_parameter_counts_of_the_second_level_and_of_cbam():
 @pytest.mark.parametrize("attention", ["channel", "cbam"])
 def test_output_shapes(attention):
   out = shapes_of(*full(attention), (2, 4, 32, 48, 16))
-  whole, half, quarter = (2, 32, 48, 16), (2, 16, 24, 8), (2, 8, 12, 4)
+  whole, half, quarter, eighth = (2, 32, 48, 16), (2, 16, 24, 8), (2, 8, 12, 4), (2, 4, 6, 2)
   sides = {"level1": (*half, 4), "level2": (*quarter, 4)}
-  features = {"level1": (*half, 64), "level2": (*quarter, 128)}
+  features = {"level1": (*half, 64), "level2": (*quarter, 128), "bottleneck": (*eighth, 256)}
   shapes = jax.tree.map(jnp.shape, out)
   assert shapes.student == ((*whole, 4), sides, features)
   assert shapes.teachers == {"t2": ((*whole, 4), {}, features)}
   assert shapes.fused == sides
+
+
+def test_a_teacher_has_the_side_heads_that_it_is_given():
+  framework = Framework(replace(TINY, teachers={"t2": ("t2",)}, teacher_side_heads=1))
+  out = shapes_of(framework, jax.eval_shape(framework.init, KEY), (1, 4, 16, 16, 16))
+  assert {k: v.shape for k, v in out.teachers["t2"].side_logits.items()} == {
+    "level1": (1, 8, 8, 8, 4)
+  }
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_detached_fusion_teaches_no_teacher(detached):
+  """Else its loss reaches all of them: that is how they learn from each other."""
+  spec = replace(TINY, teachers={"t2": ("t2",)}, fusion_detached=detached)
+  framework = Framework(spec)
+  params = framework.init(KEY)
+  images = np.random.default_rng(0).standard_normal((1, 4, 16, 16, 16)).astype(np.float32)
+
+  def fused(params):
+    return jnp.sum(framework(params, images).fused["level1"] ** 2)
+
+  gradient = jax.jit(jax.grad(fused))(params)["cohort"]
+  largest = {
+    k: max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient[k])) for k in gradient
+  }
+  assert (largest["teachers"] == 0) == detached
+  assert largest["fusion"] > 0
 
 
 def test_without_fusion_levels_nothing_is_fused():

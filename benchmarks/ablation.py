@@ -1,0 +1,400 @@
+"""What does each part of the recipe give? Students side by side, several seeds each.
+
+  python benchmarks/ablation.py --size=cpu                          # demonstration data, hours
+  python benchmarks/ablation.py --size=gpu --data=/data/BraTS2021   # full size, any BraTS folder
+
+Every recipe is trained with every seed on the same training cases, without looking at the others:
+no checkpoint is chosen, the last one's averaged student is scored. The others are scored as
+--mode=evaluate does it, in the scans' own space. May be stopped and started again: finished runs
+are kept. The table (ablation.md, ablation.json) is written after every run.
+
+A row's differences to the student alone are paired by case, each case's scores averaged over the
+seeds that both have: the interval says what other cases might have given, the sd over seeds what
+another start might have.
+"""
+
+import argparse
+import copy
+import json
+import statistics as stdlib_statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+
+from ml_collections import ConfigDict
+
+from configs import brats21, common, quickstart
+from kd_jax import config as config_lib
+from kd_jax.compare import read_scores
+from kd_jax.data.labels import REGIONS
+from kd_jax.errors import ConfigError, UserError, did_you_mean
+from kd_jax.runlog import Terminal, duration, read_numbers, table
+from kd_jax.scored import SCORES_FILE
+from kd_jax.statistics import paired
+from kd_jax.storage import write_text
+
+ALONE = "student_only"
+_ALL = {"all": ("flair", "t1", "t1ce", "t2")}
+_THREE = {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)}
+
+
+class Recipe(NamedTuple):
+  """A row of the table.
+
+  Attributes:
+    what: in words.
+    settings: dotted names of configs/common.py -> values, beside those of the size.
+  """
+
+  what: str
+  settings: Mapping[str, Any] = {}
+
+
+RECIPES = {
+  ALONE: Recipe("the student alone", {"model.teachers": {}}),
+  "response": Recipe("+ response KD of FLAIR, T2, T1 by confidence", {"model.fusion_levels": 0}),
+  "cdsfl": Recipe("+ CDSFL at half resolution (the default)"),
+  "two_level": Recipe("+ CDSFL at a quarter too", {"model.fusion_levels": 2}),
+  "detached": Recipe("CDSFL from which teachers do not learn", {"model.fusion_detached": True}),
+  "no_kd": Recipe(
+    "the default without any KD term: deep supervision alone",
+    {
+      "confidence.total": 0.0,
+      "loss.side.level1.kd": 0.0,
+      "loss.side.level2.kd": 0.0,
+      "loss.supervised": 1.0,
+    },
+  ),
+  "balanced": Recipe("the default, KD balanced over the classes", {"loss.kd_where": "balanced"}),
+  "region_wise": Recipe(
+    "the default, KD and confidence by region",
+    {"loss.kd_targets": "regions", "confidence.by": "region"},
+  ),
+  "voxel_wise": Recipe("the default, confidence by voxel", {"confidence.by": "voxel"}),
+  "plus_all": Recipe(
+    "the default and a teacher that sees all four sequences",
+    {"model.teachers": _THREE | _ALL},
+  ),
+  "from_all": Recipe(
+    "response KD of one teacher that sees all", {"model.teachers": _ALL, "model.fusion_levels": 0}
+  ),
+  "kd_net": Recipe(
+    "in the style of KD-Net: soft labels and bottleneck of one teacher that sees all",
+    {"model.teachers": _ALL, "model.fusion_levels": 0, "loss.bottleneck": 0.5},
+  ),
+  "proto_kd": Recipe(
+    "in the style of ProtoKD: soft labels and prototypes of one teacher that sees all",
+    {"model.teachers": _ALL, "model.fusion_levels": 0, "loss.prototype": 1.0},
+  ),
+  "best": Recipe(
+    "a teacher that sees all, region losses, deep supervision of all, balanced KD",
+    {
+      "model.teachers": _THREE | _ALL,
+      "model.teacher_side_heads": 1,
+      "loss.targets": "regions",
+      "loss.kd_where": "balanced",
+      "loss.deep_supervision": {"level1": 0.3, "level2": 0.0},
+      "loss.fused_teacher": 0.1,
+      "confidence.total": 0.5,
+    },
+  ),
+  "best_alone": Recipe(
+    "the student alone with the losses of `best`",
+    {
+      "model.teachers": {},
+      "loss.targets": "regions",
+      "loss.deep_supervision": {"level1": 0.3, "level2": 0.0},
+    },
+  ),
+}
+# The published losses, rates and lack of augmentation; its grid of 128^3 where the size has it.
+PAPER = "paper"
+
+
+class Size(NamedTuple):
+  """What one machine can do.
+
+  Attributes:
+    config: the configuration's module.
+    settings: dotted names -> values.
+    paper_grid: whether `paper` is run on the published grid; else on this size's.
+    recipes: those that are run when none are named.
+  """
+
+  config: Any
+  settings: Mapping[str, Any]
+  paper_grid: bool
+  recipes: Sequence[str]
+
+
+SIZES = {
+  "cpu": Size(
+    quickstart,
+    {
+      "data.demo_cases": 72,
+      "data.root": "runs/ablation-cpu/demo",
+      "data.cache": "runs/ablation-cpu/cache",
+      "data.folds": 3,
+      "train.epochs": 10,
+      "train.steps_per_epoch": 40,
+      "optim.ema_decay": 0.98,
+    },
+    paper_grid=False,
+    recipes=(ALONE, "response", "cdsfl", PAPER, "best", "best_alone"),
+  ),
+  "gpu": Size(
+    brats21,
+    {"data.cache": "runs/ablation-gpu/cache", "train.epochs": 100},
+    paper_grid=True,
+    recipes=(*RECIPES, PAPER),
+  ),
+}
+
+
+def settings_of(size: Size, name: str, seed: int, data: Path | None) -> ConfigDict:
+  """The configuration of one run. ConfigError for an unknown recipe."""
+  if name not in (*RECIPES, PAPER):
+    raise ConfigError(did_you_mean("recipe", name, (*RECIPES, PAPER)))
+  config = size.config.get_config("")
+  own = dict(size.settings)
+  if name == PAPER:
+    grid = {key: config.data[key] for key in ("grid", "patch", "tumour", "batch")}
+    mode = config.predict.mode
+    common.with_variants(config, PAPER)
+    if not size.paper_grid:
+      config.data.update(grid)
+      config.predict.mode = mode
+  else:
+    own |= RECIPES[name].settings
+  for key, value in own.items():
+    *path, last = key.split(".")
+    section = config
+    for part in path:
+      section = section[part]
+    section[last] = ConfigDict(copy.deepcopy(value)) if isinstance(value, dict) else value
+  if data:
+    config.data.root, config.data.demo_cases = str(data), 0
+  config.seed = seed
+  config.name = f"{name}-{seed}"
+  config.train.validate_every = config.train.epochs  # nothing is chosen by validation
+  config.train.validate_cases = 0
+  config.predict.smallest_et = 0.0
+  return config
+
+
+# --- One run ----------------------------------------------------------------------------------
+
+
+def run(config: ConfigDict, folder: Path) -> None:
+  """Trains and scores one student; goes on where it was stopped."""
+  # Imported here: the table needs no JAX.
+  from kd_jax import scores as scores_lib
+  from kd_jax.data.cases import find_cases
+  from kd_jax.deploy import Ensemble
+  from kd_jax.evaluate import score_students
+  from kd_jax.modes import keep_compiled
+  from kd_jax.open_student import open_student
+  from kd_jax.train import train
+
+  keep_compiled()
+  terminal = Terminal(0)
+  train(config_lib.to_dict(config), folder, terminal)
+  student = open_student(folder)
+  names = {subject.name for subject in student.val}
+  cases = [c for c in find_cases(config.data.root, config.data.labels) if c.name in names]
+  scored = score_students(Ensemble([student]), cases, terminal)
+  if scored.failed:
+    raise UserError(f"{folder}: cases could not be scored: {scored.failed}")
+  write_text(folder / SCORES_FILE, scores_lib.to_csv(scored.scores))
+
+
+# --- The table --------------------------------------------------------------------------------
+
+
+def summary_of(output: Path, recipes: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+  """A row a recipe, of the runs that are finished."""
+  scores = {
+    name: {
+      seed: read_scores(path)
+      for seed in seeds
+      if (path := output / name / f"seed{seed}" / SCORES_FILE).is_file()
+    }
+    for name in recipes
+  }
+  rows = []
+  for name, by_seed in scores.items():
+    if not by_seed:
+      continue
+    row = {"recipe": name, "seeds": len(by_seed)} | _cost(output / name, list(by_seed))
+    for region in REGIONS:
+      for metric in ("dice", "hd95_mm"):
+        column = f"{metric}_{region}"
+        means = [_mean(case[column] for case in own.values()) for own in by_seed.values()]
+        row[column] = {
+          "mean": _mean(means),
+          "sd_over_seeds": stdlib_statistics.stdev(means) if len(means) > 1 else None,
+        }
+        both = [seed for seed in by_seed if seed in scores.get(ALONE, {})]
+        if name != ALONE and both:
+          a, b = (_by_case(scores[which], both, column) for which in (ALONE, name))
+          row[column]["against_alone"] = paired(a, b, higher_is_better=metric == "dice")
+    row["networks"] = _networks(output / name, list(by_seed))
+    rows.append(row)
+  return rows
+
+
+def _by_case(by_seed: Mapping[int, Any], seeds: Sequence[int], column: str) -> list[float]:
+  """Each case's mean over seeds, in the cases' order."""
+  cases = sorted(by_seed[seeds[0]])
+  return [_mean(by_seed[seed][case][column] for seed in seeds) for case in cases]
+
+
+def _cost(folder: Path, seeds: Sequence[int]) -> dict[str, float]:
+  """Median seconds a step and the highest memory of the runs, by their logs."""
+  seconds, memory = [], []
+  for seed in seeds:
+    lines = read_numbers(folder / f"seed{seed}")
+    seconds += [x for line in lines if (x := line.get("train/seconds_per_step")) is not None]
+    for name in ("train/memory/device_gb", "train/memory/process_gb"):
+      found = [line[name] for line in lines if name in line]
+      if found:
+        memory.append(max(found))
+        break
+  return {
+    "seconds_per_step": stdlib_statistics.median(seconds),
+    "memory_gb": max(memory),
+  }
+
+
+def _networks(folder: Path, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
+  """Each network's Dice in the last validation, on the training grid, the mean over seeds."""
+  found: dict[str, dict[str, list[float]]] = {}
+  for seed in seeds:
+    last: dict[str, float] = {}
+    for line in read_numbers(folder / f"seed{seed}"):
+      last |= {k: v for k, v in line.items() if k.startswith("val/dice/")}
+    for key, value in last.items():
+      _, _, network, region = key.split("/")
+      found.setdefault(network, {}).setdefault(region, []).append(value)
+  return {n: {r: _mean(v) for r, v in regions.items()} for n, regions in found.items()}
+
+
+def _mean(values: Any) -> float:
+  return float(stdlib_statistics.fmean(values))
+
+
+def text_of(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The tables that people read."""
+  head = ["recipe", "seeds", *(f"{r} Dice" for r in REGIONS), *(f"{r} HD95" for r in REGIONS)]
+  scores, differences, networks = [], [], []
+  for row in rows:
+    cells = [_spread(row[f"dice_{r}"], 100, 1) for r in REGIONS]
+    cells += [_spread(row[f"hd95_mm_{r}"], 1, 1) for r in REGIONS]
+    cost = [f"{1e3 * row['seconds_per_step']:.0f}", f"{row['memory_gb']:.1f}"]
+    scores.append([row["recipe"], row["seeds"], *cells, *cost])
+    if "against_alone" in row["dice_WT"]:
+      differences.append([row["recipe"], *(_difference(row[f"dice_{r}"]) for r in REGIONS)])
+    for network, regions in row["networks"].items():
+      cells = [f"{100 * regions[r]:.1f}" for r in REGIONS]
+      networks.append([row["recipe"], network, *cells])
+  words = [
+    [name, RECIPES[name].what if name in RECIPES else "the published protocol"]
+    for name in (row["recipe"] for row in rows)
+  ]
+  parts = [
+    "Volumetric Dice (%) and HD95 (mm) in the scans' own space: mean ± sd over seeds\n\n"
+    + table([*head, "ms/step", "GB"], scores)
+  ]
+  if differences:
+    parts.append(
+      "Dice against the student alone, points: difference [95% interval over cases] p\n\n"
+      + table(["recipe", *REGIONS], differences)
+    )
+  parts.append(
+    "Every network on the training grid, Dice (%)\n\n"
+    + table(["recipe", "network", *REGIONS], networks)
+  )
+  parts.append(table(["recipe", "what it is"], words))
+  return "\n\n".join(parts) + "\n"
+
+
+def _spread(value: Mapping[str, Any], scale: float, digits: int) -> str:
+  sd = value["sd_over_seeds"]
+  spread = "" if sd is None else f" ± {scale * sd:.{digits}f}"
+  return f"{scale * value['mean']:.{digits}f}{spread}"
+
+
+def _difference(value: Mapping[str, Any]) -> str:
+  d = value["against_alone"]
+  low, high = 100 * d["low"], 100 * d["high"]
+  return f"{100 * d['difference']:+.1f} [{low:+.1f}, {high:+.1f}] p={d['wilcoxon_p']:.2g}"
+
+
+def write_tables(output: Path, recipes: Sequence[str], seeds: Sequence[int]) -> str:
+  rows = summary_of(output, recipes, seeds)
+  text = text_of(rows)
+  write_text(output / "ablation.json", json.dumps(rows, indent=1) + "\n")
+  write_text(output / "ablation.md", f"```\n{text}```\n")
+  return text
+
+
+# --- All runs ---------------------------------------------------------------------------------
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+  parser.add_argument("--size", choices=SIZES, default="cpu")
+  parser.add_argument("--data", type=Path, help="a folder of BraTS cases; none: demonstration data")
+  parser.add_argument("--recipes", help="with commas; none: those that the size can afford")
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--output", type=Path, help="none: runs/ablation-SIZE")
+  parser.add_argument("--table", action="store_true", help="only the table of what is finished")
+  parser.add_argument("--one", nargs=2, metavar=("RECIPE", "SEED"), help=argparse.SUPPRESS)
+  arguments = parser.parse_args()
+  size = SIZES[arguments.size]
+  output = arguments.output or Path(f"runs/ablation-{arguments.size}")
+  try:
+    if arguments.one:
+      name, seed = arguments.one[0], int(arguments.one[1])
+      run(settings_of(size, name, seed, arguments.data), output / name / f"seed{seed}")
+      return
+    recipes = arguments.recipes.split(",") if arguments.recipes else list(size.recipes)
+    for name in recipes:
+      config_lib.parse(config_lib.to_dict(settings_of(size, name, 0, arguments.data)))
+    if not arguments.table:
+      _run_all(output, recipes, arguments)
+    print(write_tables(output, recipes, range(arguments.seeds)))
+  except UserError as e:
+    sys.exit(f"error: {e}")
+
+
+def _run_all(output: Path, recipes: Sequence[str], arguments: argparse.Namespace) -> None:
+  """Seed by seed, so that a table of all recipes is there early; each in a process of its own."""
+  jobs = [(name, seed) for seed in range(arguments.seeds) for name in recipes]
+  waiting = [j for j in jobs if not (output / j[0] / f"seed{j[1]}" / SCORES_FILE).is_file()]
+  began = time.monotonic()
+  for done, (name, seed) in enumerate(waiting):
+    spent = time.monotonic() - began
+    left = duration(spent / done * (len(waiting) - done)) if done else "?"
+    print(f"[{done + 1}/{len(waiting)}] {name}, seed {seed}; {left} left", flush=True)
+    folder = output / name / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, "--size", arguments.size, "--output", str(output)]
+    command += ["--data", str(arguments.data)] if arguments.data else []
+    with (folder / "terminal.log").open("w") as log:
+      code = subprocess.run(
+        [*command, "--one", name, str(seed)], stdout=log, stderr=subprocess.STDOUT, check=False
+      ).returncode
+    if code:
+      tail = (folder / "terminal.log").read_text(errors="replace")[-2000:]
+      raise UserError(f"{name}, seed {seed} ended with exit status {code}:\n{tail}")
+    write_tables(output, recipes, range(arguments.seeds))
+
+
+if __name__ == "__main__":
+  main()

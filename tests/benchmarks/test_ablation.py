@@ -1,0 +1,80 @@
+"""The ablation: recipes that are possible, and a table that says what the runs found."""
+
+import json
+
+import pytest
+
+from benchmarks import ablation
+from kd_jax import config as config_lib
+from kd_jax.errors import ConfigError
+from kd_jax.metrics.case import columns
+
+
+@pytest.mark.parametrize("size", ablation.SIZES)
+@pytest.mark.parametrize("name", [*ablation.RECIPES, ablation.PAPER])
+def test_every_recipe_is_possible(size, name):
+  """With and without one's own data; nothing is chosen by validation."""
+  config = ablation.settings_of(ablation.SIZES[size], name, 3, None)
+  typed = config_lib.parse(config_lib.to_dict(config))
+  assert (typed.seed, typed.predict.smallest_et) == (3, 0.0)
+  assert typed.train.validate_every == typed.train.epochs
+  assert (not typed.model.teachers) == (name in (ablation.ALONE, "best_alone"))
+  assert typed.data.grid == ("paper" if (size, name) == ("gpu", "paper") else "brain")
+
+
+def test_ones_own_data_replaces_the_demonstration(tmp_path):
+  config = ablation.settings_of(ablation.SIZES["cpu"], "cdsfl", 0, tmp_path)
+  assert (config.data.root, config.data.demo_cases) == (str(tmp_path), 0)
+
+
+def test_recipes_differ_from_each_other():
+  seen = []
+  for name in (*ablation.RECIPES, ablation.PAPER):
+    config = config_lib.to_dict(ablation.settings_of(ablation.SIZES["cpu"], name, 0, None))
+    del config["name"]
+    assert config not in seen, name
+    seen.append(config)
+
+
+def test_an_unknown_recipe_is_named():
+  with pytest.raises(ConfigError, match="cdsfl"):
+    ablation.settings_of(ablation.SIZES["cpu"], "cdfsl", 0, None)
+
+
+def made_up(folder, name, seed, by_case, seconds):
+  """A finished run whose Dice of each region and case is known; HD95 is ten times the Dice."""
+  run = folder / name / f"seed{seed}"
+  run.mkdir(parents=True)
+  lines = [",".join(["case", *columns()])]
+  for case, dice in by_case.items():
+    values = [10 * dice if c.startswith("hd95") else dice for c in columns()]
+    lines.append(",".join([case, *map(str, values)]))
+  (run / "scores.csv").write_text("\n".join(lines) + "\n")
+  numbers = [
+    {"step": 1, "train/seconds_per_step": seconds, "train/memory/process_gb": 1.5},
+    {"step": 2, "val/dice/student/WT": dice, "val/dice/student/TC": 0.1, "val/dice/student/ET": 0},
+  ]
+  (run / "metrics.jsonl").write_text("".join(json.dumps(n) + "\n" for n in numbers))
+
+
+def test_the_table_pairs_cases_and_spreads_over_seeds(tmp_path):
+  made_up(tmp_path, ablation.ALONE, 0, {"a": 0.5, "b": 0.7}, 0.1)
+  made_up(tmp_path, ablation.ALONE, 1, {"a": 0.6, "b": 0.8}, 0.1)
+  made_up(tmp_path, "cdsfl", 0, {"b": 0.8, "a": 0.7}, 0.4)
+  made_up(tmp_path, "cdsfl", 1, {"a": 0.8, "b": 0.7}, 0.6)
+  made_up(tmp_path, "cdsfl", 2, {"a": 0.9, "b": 0.9}, 0.5)  # no partner yet
+  alone, cdsfl = ablation.summary_of(tmp_path, [ablation.ALONE, "response", "cdsfl"], range(3))
+  assert (alone["seeds"], cdsfl["seeds"]) == (2, 3)
+  assert alone["dice_WT"]["mean"] == pytest.approx(0.65)
+  assert alone["dice_WT"]["sd_over_seeds"] == pytest.approx(0.1 / 2**0.5)
+  assert alone["hd95_mm_ET"]["mean"] == pytest.approx(6.5)
+  against = cdsfl["dice_TC"]["against_alone"]
+  assert against["n"] == 2  # cases: a 0.55 -> 0.75, b 0.75 -> 0.75
+  assert against["difference"] == pytest.approx(0.1)
+  assert (against["better"], against["equal"]) == (1, 1)
+  assert cdsfl["seconds_per_step"] == 0.5
+  assert cdsfl["networks"]["student"]["TC"] == pytest.approx(0.1)
+  text = ablation.write_tables(tmp_path, [ablation.ALONE, "cdsfl"], range(3))
+  assert "65.0 ± 7.1" in text
+  assert "+10.0" in text
+  assert (tmp_path / "ablation.md").read_text() == f"```\n{text}```\n"
