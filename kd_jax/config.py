@@ -110,6 +110,7 @@ MAY_CHANGE = (
   "train.save_every",
   "train.keep",
   "train.pictures",
+  "predict.smallest_et",
 )
 
 

@@ -79,7 +79,9 @@ def _open_run(workdir: Path) -> Student:
   checkpoints = Checkpoints(workdir, read_only=True)
   step = checkpoints.best_step()
   networks = checkpoints.restore_networks(step, _abstract_state(config))
-  smallest_et = checkpoints.notes(step).get("smallest_et", 0.0)
+  look, chosen = config.predict, config.predict.smallest_et == BY_VALIDATION
+  if chosen:
+    look = replace(look, smallest_et=checkpoints.notes(step).get("smallest_et", 0.0))
   averaged = networks.ema is not None
   params = networks.ema if averaged else networks.params["student"]
   params = {name: part for name, part in params.items() if name != "side_heads"}
@@ -93,7 +95,7 @@ def _open_run(workdir: Path) -> Student:
     preparation=Preparation(
       config.data.grid, config.data.normalise, config.data.spacing, config.data.patch
     ),
-    predict=replace(config.predict, smallest_et=smallest_et),
+    predict=look,
     params=jax.tree.map(np.asarray, params),
     training={
       "data": config.name,
@@ -105,7 +107,7 @@ def _open_run(workdir: Path) -> Student:
       "step": step,
       "averaged": averaged,
       "validation_score": checkpoints.score(step),
-      "smallest_et_by_validation": config.predict.smallest_et == BY_VALIDATION,
+      "smallest_et_by_validation": chosen,
     },
     scores=_scores(workdir, step),
     train=train,

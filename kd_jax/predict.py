@@ -85,6 +85,8 @@ def predict(ensemble: Ensemble, scans_path: Path, output: Output, terminal: Term
     rows = [[name, *values] for name, values in sorted(volumes.items())]
     head = ["case", *(f"{region} ml" for region in labels.REGIONS)]
     terminal.line(f"{table(head, rows)}\nwritten: {len(volumes)} masks in {output.folder}")
+    if smallest := ensemble.settings.smallest_et:
+      terminal.line(f"ET of less than {smallest:g} mm3 in a case is written as core")
   if failed:
     count = len({error.case for error in failed})
     raise UserError(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ from runs import make_data, make_run
 from students import make_student
 from synthetic import LARGE, make_case
 
+from kd_jax import config as config_lib
 from kd_jax.deploy import Ensemble, Prepared
 from kd_jax.errors import ConfigError
 from kd_jax.evaluate import Choice, evaluate
@@ -210,6 +212,17 @@ def test_the_threshold_counts_in_an_evaluation(tmp_path, terminal, run):
   volumes = {r: m["predicted_mm3"]["mean"] for r, m in summary["regions"].items()}
   assert volumes == {"WT": BLOCK * 27, "TC": BLOCK * 27, "ET": 0}
   assert any("its threshold of small ET were chosen" in note for note in summary["notes"])
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(-1.0, BLOCK * 27 + 1), (0.0, 0), (9.0, 9)])
+def test_a_fixed_setting_is_not_the_validation_s(tmp_path, run, setting, expected):
+  shutil.copytree(run, tmp_path / "run")
+  raw = config_lib.read(run / "config.json")
+  raw["predict"]["smallest_et"] = setting
+  config_lib.write(tmp_path / "run" / "config.json", raw)
+  student = open_student(tmp_path / "run")
+  assert student.predict.smallest_et == expected
+  assert student.training["smallest_et_by_validation"] == (setting == -1)
 
 
 def test_a_student_of_an_earlier_version_keeps_all_et(tmp_path):
