@@ -97,7 +97,12 @@ def base(name: str, root: str) -> ConfigDict:
         "validate_cases": 40,
         "pictures": 3,
       },
-      "predict": {"mode": "sliding", "overlap": 0.5, "mirror": False},
+      "predict": {
+        "mode": "sliding",
+        "overlap": 0.5,
+        "mirror": False,
+        "smallest_et": -1.0,  # mm3; 0 for any, -1 for what is best on validation
+      },
     }
   )
 
@@ -166,6 +171,7 @@ def _paper(config: ConfigDict) -> None:
   config.train.validate_every = 1
   config.train.validate_cases = 0
   config.predict.mode = "whole"
+  config.predict.smallest_et = 0.0
 
 
 def _t1(config: ConfigDict) -> None:

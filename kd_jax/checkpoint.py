@@ -1,9 +1,9 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped. The only file with Orbax.
 
 A checkpoint has three items: `networks` (all parameters and the student's average), `training`
-(the rest of the state) and `notes` (plain JSON: best scores, plateau rule). It is written under a
-temporary name and renamed when complete, so a killed process leaves the last one whole. The
-data's position is the step's number: see data/pipeline.py.
+(the rest of the state) and `notes` (plain JSON: best scores, plateau rule, threshold of small ET).
+It is written under a temporary name and renamed when complete, so a killed process leaves the last
+one whole. The data's position is the step's number: see data/pipeline.py.
 """
 
 from pathlib import Path
@@ -114,6 +114,11 @@ class Checkpoints:
     )
     args = ocp.args.Composite(networks=ocp.args.StandardRestore(target))
     return Networks(**self._manager.restore(step, args=args).networks)
+
+  def notes(self, step: int) -> dict:
+    """The notes alone."""
+    args = ocp.args.Composite(notes=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args).notes
 
   def wait(self) -> None:
     """Until all that was begun is on disk; raises what went wrong there."""

@@ -19,7 +19,7 @@ from kd_jax.data.dataset import DataSettings
 from kd_jax.data.labels import CONVENTIONS, REGIONS
 from kd_jax.distillation import WHERE
 from kd_jax.errors import ConfigError, UserError, did_you_mean
-from kd_jax.inference import MODES, PredictSettings
+from kd_jax.inference import BY_VALIDATION, MODES, PredictSettings
 from kd_jax.losses import DICE_REDUCTIONS, KD_REDUCTIONS, TARGETS
 from kd_jax.metrics.device import SCORE_KINDS
 from kd_jax.models.framework import ATTENTIONS, DTYPES, FrameworkSpec
@@ -111,6 +111,7 @@ MAY_CHANGE = (
   "train.save_every",
   "train.keep",
   "train.pictures",
+  "predict.smallest_et",
 )
 
 
@@ -294,6 +295,8 @@ def _check(config: Config) -> None:
   _within("confidence.total", config.confidence.total, 0, 1e6)
   _within("confidence.ema_decay", config.confidence.ema_decay, 0, 0.999999)
   _within("predict.overlap", config.predict.overlap, 0, 0.9)
+  if config.predict.smallest_et != BY_VALIDATION:
+    _within("predict.smallest_et", config.predict.smallest_et, 0, 1e6)
   for name in ("epochs", "space", "accumulate", "log_every", "save_every", "keep"):
     _within(f"train.{name}", getattr(train, name), 1, 1 << 30)
   _within("train.validate_every", train.validate_every, 1, 1 << 30)

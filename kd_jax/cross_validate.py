@@ -91,10 +91,11 @@ def _gather(
     },
     failed={name: why for s in summaries for name, why in s["failed"].items()},
     notes=[
-      "each fold's checkpoint was chosen by its score on the fold's own validation cases, so the "
-      "scores are slightly optimistic"
+      "each fold's checkpoint (and threshold of small ET, where the configuration leaves it to "
+      "validation) was chosen by scores on the fold's own validation cases, so the scores are "
+      "slightly optimistic"
     ],
-    prediction=summaries[0]["prediction"],
+    prediction=_prediction(summaries),
   )
 
   @functools.cache
@@ -121,6 +122,12 @@ def _gather(
   head = ["Dice, all cases", "mean ± sd", "95% interval of the mean"]
   terminal.line(table(head, whole))
   return summary
+
+
+def _prediction(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """How the folds' students predict; each has a threshold of small ET of its own."""
+  own = [summary["prediction"] for summary in summaries]
+  return own[0] | {"smallest_et": [prediction.get("smallest_et", 0.0) for prediction in own]}
 
 
 def _summary_path(run: Path) -> Path:

@@ -5,6 +5,7 @@ The next case is read and the last one finished (written, scored) while the devi
 
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -22,6 +23,7 @@ from kd_jax.data.scans import Scan
 from kd_jax.errors import CaseError, ConfigError, UserError, did_you_mean
 from kd_jax.inference import MODES, PredictSettings
 from kd_jax.monitor import free_memory
+from kd_jax.small_et import without_small_et
 from kd_jax.student import Student
 
 # Bytes of device memory a voxel of the window and channel of the first level: what XLA's memory
@@ -52,12 +54,19 @@ class Ensemble:
     mode: str | None = None,
     overlap: float | None = None,
     mirror: bool | None = None,
+    smallest_et: float | None = None,
   ):
-    """Settings that are None are the first student's own. ConfigError if one is impossible."""
+    """Settings that are None are the first student's own; smallest_et is their (lower) median.
+
+    Raises:
+      ConfigError: a setting is impossible.
+    """
     self.students = students
     self.preparation = students[0].preparation
     self.modalities = students[0].architecture.modalities
-    given = {"mode": mode, "overlap": overlap, "mirror": mirror}
+    if smallest_et is None:  # each student's own validation has chosen it
+      smallest_et = statistics.median_low(s.predict.smallest_et for s in students)
+    given = {"mode": mode, "overlap": overlap, "mirror": mirror, "smallest_et": smallest_et}
     self.settings: PredictSettings = dataclasses.replace(
       students[0].predict, **{name: value for name, value in given.items() if value is not None}
     )
@@ -65,6 +74,8 @@ class Ensemble:
       raise ConfigError(did_you_mean("--window", self.settings.mode, MODES))
     if not 0 <= self.settings.overlap <= 0.95:
       raise ConfigError(f"--overlap={self.settings.overlap} is not between 0 and 0.95")
+    if not 0 <= self.settings.smallest_et <= 1e6:
+      raise ConfigError(f"--smallest_et={self.settings.smallest_et} is not between 0 and 1e6 mm3")
     channels = max(student.architecture.filters[0] for student in students)
     self._sizes = inference.sizes(
       self.preparation.patch,
@@ -137,12 +148,15 @@ def native_probabilities(probabilities: np.ndarray, prepared: Prepared) -> np.nd
   return grids.from_grid(probabilities, prepared.grid, outside)
 
 
-def native_classes(probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:
-  """(K, *grid.shape) probabilities -> (D, H, W) uint8 classes of the scan."""
+def native_classes(probabilities: np.ndarray, prepared: Prepared, smallest_et: float) -> np.ndarray:
+  """(K, *grid.shape) probabilities -> (D, H, W) uint8 classes of the scan.
+
+  ET of less than smallest_et mm3 in all becomes core.
+  """
   box = grids.from_grid(probabilities, prepared.grid.cropped)  # no argmax where nothing can be
   classes = np.zeros(prepared.grid.native_shape, np.uint8)
   classes[prepared.grid.box] = np.argmax(box, axis=0)
-  return classes
+  return without_small_et(classes, smallest_et, prepared.reference.voxel_mm)
 
 
 class Named(Protocol):

@@ -117,7 +117,7 @@ def evaluate(
 def predict_case(ensemble: Ensemble, case: Case) -> np.ndarray:
   """(D, H, W) uint8 classes of one case, in its scan's space."""
   prepared = load_scan(ensemble, case, lambda warning: None)
-  return native_classes(ensemble.predict(prepared), prepared)
+  return native_classes(ensemble.predict(prepared), prepared, ensemble.settings.smallest_et)
 
 
 def score_students(ensemble: Ensemble, cases: Sequence[Case], terminal: Terminal) -> Scored:
@@ -130,7 +130,7 @@ def score_students(ensemble: Ensemble, cases: Sequence[Case], terminal: Terminal
     return load_scan(ensemble, case, terminal.line)
 
   def score(case: Case, prepared: Prepared, probabilities: np.ndarray) -> None:
-    predicted = native_classes(probabilities, prepared)
+    predicted = native_classes(probabilities, prepared, ensemble.settings.smallest_et)
     scored.scores[case.name] = score_against(case, predicted, prepared.reference)
     scored.masks[case.name] = packed(predicted)
 
@@ -233,11 +233,14 @@ def _find_training_subjects(
 
 def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:
   """Sentences that belong to the numbers."""
+  chosen = "the checkpoint was"
+  if any(student.training.get("smallest_et_by_validation") for student in students):
+    chosen = "the checkpoint and its threshold of small ET were"
   chosen_by = [subject for student in students for subject in student.val]
   here = [subjects_lib.Subject(case.name, case.patient, "", {}) for case in cases]
   if count := len(subjects_lib.find_known(here, chosen_by)):
     return [
-      f"the checkpoint was chosen by its score on validation cases; {count} of these "
-      f"{len(cases)} cases were among them, so their scores are slightly optimistic"
+      f"{chosen} chosen by scores on validation cases; {count} of these {len(cases)} cases were "
+      "among them, so their scores are slightly optimistic"
     ]
   return []

@@ -28,6 +28,7 @@ Member = tuple[Network, dict]
 HEAD_MM = (160.0, 192.0, 160.0)  # holds nearly every skull-stripped adult brain
 _SIGMA = 1 / 8  # of the window's side, as in nnU-Net
 _FLIPS = 8  # mirror images, of three axes
+BY_VALIDATION = -1.0  # as smallest_et, in a run's configuration
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,14 @@ class PredictSettings:
       whole where the device's memory allows, else sliding.
     overlap: the share of a window's side that the next one covers again, at least.
     mirror: the mean over all eight mirror images.
+    smallest_et: mm3; a case's ET that is less in all becomes core (small_et.py). 0 for never, and
+      in a run's configuration BY_VALIDATION for what is best there.
   """
 
   mode: str = "sliding"
   overlap: float = 0.5
   mirror: bool = False
+  smallest_et: float = 0.0
 
 
 class Plan(NamedTuple):

@@ -1,5 +1,6 @@
 """Where --checkpoint leads: to a run's best student, to a shared directory, to several of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kd_jax.checkpoint import FOLDER as CHECKPOINTS
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.config import CONFIG_FILE
 from kd_jax.errors import ConfigError, UserError
+from kd_jax.inference import BY_VALIDATION
 from kd_jax.models.framework import Framework
 from kd_jax.share import MODEL_FILE, WEIGHTS_FILE
 from kd_jax.storage import read_json
@@ -77,6 +79,9 @@ def _open_run(workdir: Path) -> Student:
   checkpoints = Checkpoints(workdir, read_only=True)
   step = checkpoints.best_step()
   networks = checkpoints.restore_networks(step, _abstract_state(config))
+  look, chosen = config.predict, config.predict.smallest_et == BY_VALIDATION
+  if chosen:
+    look = replace(look, smallest_et=checkpoints.notes(step).get("smallest_et", 0.0))
   averaged = networks.ema is not None
   params = networks.ema if averaged else networks.params["student"]
   params = {name: part for name, part in params.items() if name != "side_heads"}
@@ -90,7 +95,7 @@ def _open_run(workdir: Path) -> Student:
     preparation=Preparation(
       config.data.grid, config.data.normalise, config.data.spacing, config.data.patch
     ),
-    predict=config.predict,
+    predict=look,
     params=jax.tree.map(np.asarray, params),
     training={
       "data": config.name,
@@ -102,6 +107,7 @@ def _open_run(workdir: Path) -> Student:
       "step": step,
       "averaged": averaged,
       "validation_score": checkpoints.score(step),
+      "smallest_et_by_validation": chosen,
     },
     scores=_scores(workdir, step),
     train=train,

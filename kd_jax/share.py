@@ -77,7 +77,8 @@ def read(folder: Path) -> Student:
       raise ValueError("a network or classes that this version does not know")
     architecture = config_lib.build(Architecture, fields, "architecture")
     preparation = config_lib.build(Preparation, model["preparation"], "preparation")
-    predict = config_lib.build(PredictSettings, model["predict"], "predict")
+    look = {"smallest_et": 0.0} | model["predict"]  # files of earlier versions do not have it
+    predict = config_lib.build(PredictSettings, look, "predict")
     CacheSettings(preparation.spacing, preparation.normalise, preparation.grid)  # checks itself
     _known("mode", predict.mode, MODES)
     _known("attention", architecture.attention, ATTENTIONS)

@@ -126,13 +126,17 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     if state.ema is not None:
       networks["student"] = (state.ema, config.model.student)
     progress = terminal.progress("validating")
-    return validate(predict, networks, watched, config.train.pictures, progress)
+    return validate(
+      predict, networks, watched, config.predict.smallest_et, config.train.pictures, progress
+    )
 
   # --- The loop ---
-  def save(step: int, score: float | None = None) -> None:
+  def save(step: int, result: Validation | None) -> None:
     standing = {group: dataclasses.asdict(plateau) for group, plateau in plateaus.items()}
     notes = {"plateau": standing, "best": best, "next_batch": step}
-    checkpoints.save(step, state, notes, score)
+    if result:
+      notes["smallest_et"] = result.smallest_et
+    checkpoints.save(step, state, notes, result.score if result else None)
 
   shardings = step_lib.batch_sharding(mesh)
   rows = pipeline.rows_here(shardings["label"], config.data.batch)
@@ -183,7 +187,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
         log.line(line, terminal=not terminal.console.is_terminal)
         show(step, _summary(numbers))
 
-      score = None
+      result = None
       if validate_now:
         began = time.monotonic()
         result = run_validation(state)
@@ -198,7 +202,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
               log.line(f"the learning rate of {group} is lowered: no better score for a while")
         _report_validation(log, step, result, best, time.monotonic() - began)
       if save_now:
-        save(step, score)
+        save(step, result)
       if log_now or save_now:
         window = Window()
       if stop_now:
@@ -348,12 +352,18 @@ def _report_validation(
     for network, regions in result.dice.items()
     for region, value in regions.items()
   }
-  log.scalars(step, scalars | {"val/score": result.score, "val/seconds": seconds})
+  scalars |= {"val/score": result.score, "val/smallest_et": result.smallest_et}
+  log.scalars(step, scalars | {"val/seconds": seconds})
   for name, pixels in result.pictures.items():
     log.picture(step, f"val/{name}", pixels)
   rows = [[name, *regions.values()] for name, regions in result.dice.items()]
   heading = f"validation after step {step} ({seconds:.0f} s), Dice on the training grid"
   log.line(f"{heading}\n{table(['network', *REGIONS], rows)}")
+  if result.smallest_et:
+    log.line(
+      f"ET of less than {result.smallest_et:g} mm3 in a case is to become core: mean ET Dice "
+      f"{result.dice_et:.4f} instead of {result.dice['student']['ET']:.4f}"
+    )
   log.line(f"best so far: {best['score']:.4f} at step {best['step']}")
 
 

@@ -103,6 +103,8 @@ def test_unknown_and_contradicting_variants():
     ("optim.student.learning_rate", -1.0, "learning_rate"),
     ("optim.ema_decay", 1.0, "ema_decay"),
     ("predict.mode", "tiles", "sliding"),
+    ("predict.smallest_et", -2.0, "smallest_et"),
+    ("predict.smallest_et", float("nan"), "smallest_et"),
     ("train.epochs", 0, "train.epochs"),
     ("train.accumulate", 3, "does not divide data.batch = 2"),
     ("train.remat", "blocks", "norms"),

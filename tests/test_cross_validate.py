@@ -38,7 +38,8 @@ def trained(monkeypatch) -> list[int]:
     fold = raw["data"]["fold"]
     asked.append(fold)
     if not (workdir / "checkpoints").exists():
-      make_run(workdir, Path(raw["data"]["root"]), fold, seed=fold, folds=2)
+      notes = {"smallest_et": 50.0 * fold}
+      make_run(workdir, Path(raw["data"]["root"]), fold, seed=fold, folds=2, notes=notes)
 
   monkeypatch.setattr(cross_validate_lib, "train", train)
   return asked
@@ -73,6 +74,7 @@ def test_every_case_is_scored_once_out_of_fold(tmp_path, terminal, trained):
   assert summary["regions"]["WT"]["dice"]["mean"] == pytest.approx(np.mean(wt))
   assert summary["regions"]["WT"]["dice"]["sd"] == pytest.approx(np.std(wt, ddof=1))
   assert summary["data"]["split"] == "out of fold" and len(summary["students"]) == 2
+  assert summary["prediction"]["smallest_et"] == [0, 50]
   assert (cv / "evaluation" / "report.html").stat().st_size > 10_000
   output = terminal.console.file.getvalue()
   assert "mean Dice of each fold" in output and "95% interval" in output

@@ -72,7 +72,7 @@ def test_a_run_is_scored_on_its_validation_cases(place, terminal):
     for metric in ("dice", "hd95_mm", "specificity"):
       mean = np.mean([row[f"{metric}_{region}"] for row in rows(folder).values()])
       assert summary["regions"][region][metric]["mean"] == pytest.approx(mean, rel=1e-6)
-  assert any("chosen by its score" in note for note in summary["notes"])
+  assert any("chosen by scores" in note for note in summary["notes"])
   page = (folder / "report.html").read_text()
   assert all(name in page for name in rows(folder))
   exported = open_student(place / "fold0").scores  # what an export takes along

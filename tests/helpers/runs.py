@@ -25,7 +25,14 @@ def make_data(root: Path, cases: int = 6, first: int = 0) -> Path:
   return root
 
 
-def make_run(workdir: Path, root: Path, fold: int = 0, seed: int = 0, folds: int = 5) -> Path:
+def make_run(
+  workdir: Path,
+  root: Path,
+  fold: int = 0,
+  seed: int = 0,
+  folds: int = 5,
+  notes: dict | None = None,
+) -> Path:
   """A T1ce student and one FLAIR teacher, as if trained on all but one fold of root's cases."""
   config = common.with_variants(common.base("small", str(root)), "from_flair")
   config.data.fold = fold
@@ -51,7 +58,7 @@ def make_run(workdir: Path, root: Path, fold: int = 0, seed: int = 0, folds: int
   )
   state = dataclasses.replace(state, ema=jax.tree.map(lambda x: x.copy(), state.params["student"]))
   checkpoints = Checkpoints(workdir)
-  checkpoints.save(7, state, {}, 0.5)
+  checkpoints.save(7, state, notes or {}, 0.5)
   checkpoints.wait()
   checkpoints.close()
   return workdir

@@ -53,7 +53,7 @@ def test_the_student_overfits_one_real_case(tmp_path):
   sizes = inference.sizes(PATCH, 2.0, "brain")
   probabilities = inference.predict([member], volume, sizes, inference.PredictSettings())
   scan = nifti.read(case.images["t1ce"])
-  predicted = native_classes(probabilities, Prepared(volume, entry.grid, scan))
+  predicted = native_classes(probabilities, Prepared(volume, entry.grid, scan), 0.0)
   scores = score_against(case, predicted, scan)
   print(scores)
   assert scores["dice_WT"] > 0.9

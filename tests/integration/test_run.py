@@ -38,6 +38,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
     "train/lr/student",
     "val/dice/student/WT",
     "val/dice/flair/ET",
+    "val/smallest_et",
   ):
     assert name in names, name
   folds = json.loads((finished / "folds.json").read_text())["folds"]
@@ -170,6 +171,8 @@ MISUSES = [
   (["--mode=compare", "/nowhere", "/nowhere"], "/nowhere"),
   (["--mode=dance", "--config=configs/brats21.py"], "train|prepare|evaluate"),
   (["--config=configs/brats21.py", "--labels=brats2021"], "--labels has no meaning"),
+  (["--config=configs/brats21.py", "--smallest_et=9"], "--smallest_et has no meaning"),
+  (["--config=configs/brats21.py", "--config.predict.smallest_et=-9"], "smallest_et = -9.0 is not"),
 ]
 
 
