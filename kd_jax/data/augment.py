@@ -150,14 +150,16 @@ def _intensities(draws, noise_key, x, inside, log_bias, settings):
   high = jnp.max(x, axis=(2, 3, 4), keepdims=True, where=inside, initial=0)
   span = jnp.maximum(high - low, 1e-3)
   level = jnp.clip((x - low) / span, 0, 1)
-  if not settings.intensity:
-    return low + span * level * jnp.exp(log_bias)
-  chances, sizes = (half[..., None, None, None] for half in jnp.split(draws, 2, axis=-1))
-  by = jnp.where(chances < settings.intensity, 2 * sizes - 1, 0)  # (B, M, 4, 1, 1, 1) in [-1, 1)
-  gamma, contrast, brightness, noise = (by[:, :, change] for change in range(4))
-  x = low + span * level ** jnp.exp(settings.gamma * gamma) * jnp.exp(log_bias)
-  x = x * jnp.exp(settings.contrast * contrast) + settings.brightness * brightness
-  return x + jnp.abs(settings.noise * noise) * jax.random.normal(noise_key, x.shape)
+  if settings.intensity:
+    chances, sizes = (half[..., None, None, None] for half in jnp.split(draws, 2, axis=-1))
+    by = jnp.where(chances < settings.intensity, 2 * sizes - 1, 0)  # (B, M, 4, 1, 1, 1) in [-1, 1)
+    gamma, contrast, brightness, noise = (by[:, :, change] for change in range(4))
+    level = level ** jnp.exp(settings.gamma * gamma)
+  x = low + span * level * jnp.exp(log_bias)
+  if settings.intensity:
+    x = x * jnp.exp(settings.contrast * contrast) + settings.brightness * brightness
+    x += jnp.abs(settings.noise * noise) * jax.random.normal(noise_key, x.shape)
+  return x
 
 
 def _log_bias(draws, shape, settings):
