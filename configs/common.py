@@ -78,11 +78,19 @@ def base(name: str, root: str) -> ConfigDict:
       "optim": {"cohort": _adam(), "student": _adam(), "ema_decay": 0.999},
       "augment": {
         "flip": 0.5,
+        "spatial": 0.25,
+        "rotate": 15.0,  # degrees
+        "scale": 0.15,
+        "elastic": 4.0,  # voxels
         "intensity": 0.3,
         "gamma": 0.4,
         "contrast": 0.25,
         "brightness": 0.25,
         "noise": 0.15,
+        "artefact": 0.15,
+        "bias": 0.5,
+        "blur": 1.0,  # voxels
+        "lowres": 3.0,  # voxels
       },
       "train": {
         "epochs": 300,
@@ -164,8 +172,8 @@ def _paper(config: ConfigDict) -> None:
   config.optim.student.schedule = "plateau"
   config.optim.student.plateau = {"factor": 0.1, "patience": 5, "from_epoch": 4}
   config.optim.ema_decay = 0.0
-  config.augment.flip = 0.0
-  config.augment.intensity = 0.0
+  for name in ("flip", "spatial", "intensity", "artefact"):
+    config.augment[name] = 0.0
   config.train.epochs = 25
   config.train.steps_per_epoch = 0
   config.train.validate_every = 1

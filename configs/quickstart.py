@@ -23,5 +23,8 @@ def get_config(arg: str = ""):
   for group in ("cohort", "student"):
     config.optim[group].learning_rate = 3e-3
   config.optim.ema_decay = 0.98
+  config.augment.elastic = 1.5  # voxels, of 3 mm
+  config.augment.blur = 0.6
+  config.augment.lowres = 2.0
   config.predict.overlap = 0.25
   return common.with_variants(config, arg)

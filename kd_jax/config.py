@@ -17,6 +17,7 @@ from kd_jax.data.augment import AugmentSettings
 from kd_jax.data.cases import MODALITIES
 from kd_jax.data.dataset import DataSettings
 from kd_jax.data.labels import CONVENTIONS, REGIONS
+from kd_jax.data.warp import MOST_ELASTIC
 from kd_jax.distillation import WHERE
 from kd_jax.errors import ConfigError, UserError, did_you_mean
 from kd_jax.inference import BY_VALIDATION, MODES, PredictSettings
@@ -306,10 +307,14 @@ def _check(config: Config) -> None:
     )
   for name in ("steps_per_epoch", "validate_cases", "pictures"):
     _within(f"train.{name}", getattr(train, name), 0, 1 << 30)
-  for name in ("flip", "intensity"):
+  for name in ("flip", "spatial", "intensity", "artefact"):
     _within(f"augment.{name}", getattr(config.augment, name), 0, 1)
-  for name in ("gamma", "contrast", "brightness", "noise"):
+  for name in ("gamma", "contrast", "brightness", "noise", "bias", "blur"):
     _within(f"augment.{name}", getattr(config.augment, name), 0, 10)
+  _within("augment.rotate", config.augment.rotate, 0, 180)
+  _within("augment.scale", config.augment.scale, 0, 1)
+  _within("augment.elastic", config.augment.elastic, 0, MOST_ELASTIC)
+  _within("augment.lowres", config.augment.lowres, 1, 16)
   _within("optim.ema_decay", config.optim.ema_decay, 0, 0.999999)
   for group, settings in config.optim.groups.items():
     prefix = f"optim.{group}"

@@ -264,7 +264,7 @@ def _subjects(dataset: Dataset) -> tuple[list[Subject], list[Subject]]:
 
 
 def _augmentation(config: Config) -> Callable | None:
-  if not (config.augment.flip or config.augment.intensity):
+  if not config.augment.any:
     return None
   return functools.partial(augment.augment, settings=config.augment)
 

@@ -1,5 +1,6 @@
 """Configurations: all variants are valid, and what is wrong is named."""
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -51,8 +52,14 @@ def test_the_paper_s_numbers():
   assert (typed.confidence.total, typed.confidence.score) == (0.15, "slice_dice")
   assert (typed.confidence.update, typed.data.batch, typed.train.epochs) == ("epoch", 1, 25)
   assert (typed.data.folds, typed.data.folds_seed) == (5, 20)
-  assert typed.augment.flip == typed.augment.intensity == 0
+  assert not typed.augment.any
   assert typed.model.filters == (32, 64, 128, 256) and typed.model.fusion_levels == 2
+
+
+@pytest.mark.parametrize("name", ["flip", "spatial", "intensity", "artefact"])
+def test_each_probability_alone_asks_for_augmentation(name):
+  none = config_lib.parse(get("brats21", "paper")).augment
+  assert dataclasses.replace(none, **{name: 0.1}).any
 
 
 def test_the_t1_student_hears_t1ce_and_is_scored_on_two_regions():
@@ -110,6 +117,10 @@ def test_unknown_and_contradicting_variants():
     ("train.remat", "blocks", "norms"),
     ("train.epochs", 2.5, "of type int"),
     ("augment.flip", 2.0, "augment.flip"),
+    ("augment.spatial", -0.1, "augment.spatial"),
+    ("augment.artefact", 1.5, "augment.artefact"),
+    ("augment.elastic", 20.0, "augment.elastic"),
+    ("augment.lowres", 0.0, "augment.lowres"),
   ],
 )
 def test_impossible_settings_are_named(name, value, message):

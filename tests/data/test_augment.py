@@ -6,28 +6,37 @@ from dataclasses import asdict, replace
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from scipy.ndimage import gaussian_filter1d
+from scipy.spatial.transform import Rotation
 
-from kd_jax.data.augment import AugmentSettings, augment
+from kd_jax.data.augment import AugmentSettings, _average, augment
+from kd_jax.step import batch_sharding
 
 SHAPE = (3, 4, 6, 8, 10)  # B, M, D, H, W
-EVERY = AugmentSettings(flip=0.0, intensity=1.0)
+LIGHT = AugmentSettings(spatial=0.0, artefact=0.0)
+EVERY = replace(LIGHT, flip=0.0, intensity=1.0)
 NONE = replace(EVERY, gamma=0.0, contrast=0.0, brightness=0.0, noise=0.0)
-FLIPS = AugmentSettings(intensity=0.0)
+FLIPS = replace(LIGHT, intensity=0.0)
+ARTEFACTS = replace(FLIPS, flip=0.0, artefact=0.5)
+CLEAN = replace(ARTEFACTS, bias=0.0, blur=0.0, lowres=1.0)
+WARP = replace(FLIPS, flip=0.0, spatial=0.5)
+STILL = replace(WARP, rotate=0.0, scale=0.0, elastic=0.0)
 
-# All but the probability of intensity changes may be traced, so these tests share three programs.
+# All but three of the probabilities may be traced, so these tests share a few programs.
 # They are used for a moment only: compiled without LLVM's optimisations, in a third of the time.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-@functools.partial(jax.jit, static_argnames="intensity", compiler_options=QUICK)
-def program(key, images, labels, intensity, sizes):
-  return augment(key, images, labels, AugmentSettings(intensity=intensity, **sizes))
+@functools.partial(jax.jit, static_argnames="static", compiler_options=QUICK)
+def program(key, images, labels, static, sizes):
+  return augment(key, images, labels, AugmentSettings(**dict(static), **sizes))
 
 
 def run(seed, images, labels, settings):
   sizes = asdict(settings)
-  intensity = sizes.pop("intensity")
-  got = program(jax.random.key(seed), images, labels, intensity, sizes)
+  static = tuple((name, sizes.pop(name)) for name in ("spatial", "intensity", "artefact"))
+  got = program(jax.random.key(seed), images, labels, static, sizes)
   return tuple(map(np.asarray, got))
 
 
@@ -43,14 +52,14 @@ def some_batch(seed=0):
 
 def test_the_same_key_gives_the_same_and_another_key_another():
   batch = some_batch()
-  first, again, other = (run(seed, *batch, AugmentSettings()) for seed in (5, 5, 6))
+  first, again, other = (run(seed, *batch, LIGHT) for seed in (5, 5, 6))
   np.testing.assert_array_equal(first[0], again[0])
   np.testing.assert_array_equal(first[1], again[1])
   assert not np.array_equal(first[0], other[0])
 
 
 def test_types_and_shapes():
-  images, labels = run(0, *some_batch(), AugmentSettings())
+  images, labels = run(0, *some_batch(), LIGHT)
   assert (images.shape, images.dtype) == (SHAPE, np.float32)
   assert (labels.shape, labels.dtype) == (SHAPE[:1] + SHAPE[2:], np.uint8)
 
@@ -95,14 +104,14 @@ def test_a_certain_flip_turns_every_axis():
 def test_labels_keep_their_histogram():
   images, labels = some_batch()
   for seed in range(4):
-    _, got = run(seed, images, labels, AugmentSettings())
+    _, got = run(seed, images, labels, LIGHT)
     for before, after in zip(labels, got, strict=True):
       np.testing.assert_array_equal(np.bincount(before.flat), np.bincount(after.flat))
 
 
 def test_probability_zero_is_the_identity():
   images, labels = some_batch()
-  got_images, got_labels = run(0, images, labels, AugmentSettings(flip=0.0, intensity=0.0))
+  got_images, got_labels = run(0, images, labels, replace(FLIPS, flip=0.0))
   np.testing.assert_array_equal(got_images, images.astype(np.float32))
   np.testing.assert_array_equal(got_labels, labels)
 
@@ -122,7 +131,7 @@ def test_intensities_leave_labels_and_background_alone():
 
 def test_background_stays_zero_through_everything():
   images, labels = some_batch()
-  got, _ = run(0, images, labels, AugmentSettings(flip=0.5, intensity=1.0))
+  got, _ = run(0, images, labels, replace(EVERY, flip=0.5))
   assert ((got == 0).sum((2, 3, 4)) == (images == 0).sum((2, 3, 4))).all()
 
 
@@ -195,3 +204,202 @@ def test_a_single_voxel_of_brain_stays_finite():
   got, _ = run(0, images, labels, EVERY)
   assert np.isfinite(got).all()
   assert ((got != 0) == (images != 0)).all()
+
+
+# --- Bias, blur, thick slices -----------------------------------------------------------------
+
+
+def artefacts(settings, images, labels=None, seeds=4):
+  """(before, after) of each sample and modality, over some keys."""
+  labels = np.zeros((SHAPE[0], *SHAPE[2:]), np.uint8) if labels is None else labels
+  for seed in range(seeds):
+    got, got_labels = run(seed, images, labels, settings)
+    np.testing.assert_array_equal(got_labels, labels)
+    np.testing.assert_array_equal(got == 0, images == 0)
+    for b, m in np.ndindex(SHAPE[:2]):
+      yield images[b, m].astype(np.float32), got[b, m]
+
+
+def changed(pairs):
+  return [(x, y) for x, y in pairs if np.abs(x - y).max() > 1e-3]
+
+
+def test_artefacts_of_no_size_change_nothing():
+  for x, y in artefacts(CLEAN, *some_batch(), seeds=2):
+    np.testing.assert_allclose(y, x, atol=1e-5)
+
+
+def test_bias_is_a_smooth_factor_on_what_lies_above_the_lowest():
+  pairs = list(artefacts(replace(CLEAN, bias=0.5), *some_batch()))
+  happened = changed(pairs)
+  assert 0.3 * len(pairs) < len(happened) < 0.7 * len(pairs)  # of probability a half
+  fields = []
+  for x, y in happened:
+    low = x.min()
+    above = (x - low > 0.3) & (x != 0)
+    field = np.full(x.shape, np.nan)
+    field[above] = np.log((y - low)[above] / (x - low)[above])
+    steps = [np.abs(np.diff(field, axis=axis)) for axis in range(3)]
+    assert max(np.nanmax(step) for step in steps) < 0.5 / 10  # far from a draw a voxel
+    fields.append(field[above].mean())
+    assert np.abs(field[above]).max() <= 0.5
+  assert len(np.unique(np.round(fields, 5))) == len(fields)  # each modality has its own
+
+
+@pytest.mark.parametrize("sizes", [{"blur": 2.0}, {"lowres": 4.0}], ids=str)
+def test_coarser_images_keep_a_flat_brain_and_lose_detail(sizes):
+  settings = replace(CLEAN, **sizes)
+  inside = some_batch()[0] != 0
+  # Neither the zeros outside nor the patch's end darken a brain of one intensity.
+  for x, y in artefacts(settings, np.where(inside, 2.5, 0).astype(np.float16)):
+    np.testing.assert_allclose(y, x, rtol=1e-5)
+  lost = [y[y != 0].std() / x[x != 0].std() for x, y in changed(artefacts(settings, *some_batch()))]
+  assert len(lost) > 12
+  assert max(lost) < 1.05 and min(lost) < 0.7
+  assert len(np.unique(np.round(lost, 5))) == len(lost)
+
+
+def test_blur_is_the_gaussian_of_the_voxels_inside():
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((1, 1, 40))
+  for sigma in (0.7, 1.5):
+    weights = np.asarray(_average(40, np.full((1, 1), sigma), np.ones((1, 1))))
+    mine = np.einsum("bmij,bmj->bmi", weights, x) / weights.sum(-1)
+    ones = gaussian_filter1d(np.ones(40), sigma, mode="constant", truncate=8)
+    theirs = gaussian_filter1d(x, sigma, mode="constant", truncate=8) / ones
+    np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_slices_are_means_interpolated_between_their_middles():
+  (weights,), *_ = np.asarray(_average(13, np.zeros((1, 1)), np.full((1, 1), 3.0)))
+  weights = weights / weights.sum(-1, keepdims=True)
+  x = np.random.default_rng(0).standard_normal(13)
+  means = [x[:2].mean()] + [x[k - 1 : k + 2].mean() for k in (3, 6, 9)] + [x[11:].mean()]
+  got = weights @ x
+  np.testing.assert_allclose(got[[3, 6, 9]], means[1:4], atol=1e-5)
+  np.testing.assert_allclose(got[4], (2 * means[1] + means[2]) / 3, atol=1e-5)
+  np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+
+
+def test_thick_slices_lie_across_one_axis():
+  along = np.zeros(SHAPE, np.float16)
+  along[:] = 1 + np.arange(SHAPE[2]).reshape(-1, 1, 1) % 2
+  settings = replace(CLEAN, lowres=4.0)
+  changes = [np.abs(x - y).max() > 1e-3 for x, y in artefacts(settings, along, seeds=12)]
+  assert 0.08 < np.mean(changes) < 0.25  # a half, times a third
+
+
+# --- The warp ---------------------------------------------------------------------------------
+
+
+def ramps():
+  """Modalities that say where a voxel is, and a label that says it once more."""
+  d, h, w = np.indices((12, 14, 16)) + 1.0
+  images = np.broadcast_to(np.stack([d, h, w, d + h + w]), (4, 4, 12, 14, 16))
+  labels = np.broadcast_to(d, (4, 12, 14, 16))
+  return images.astype(np.float16), labels.astype(np.uint8)
+
+
+def warps(settings, seeds=6):
+  """(images, label, whether warped) of samples over some keys."""
+  images, labels = ramps()
+  for seed in range(seeds):
+    for image, label in zip(*run(seed, images, labels, settings), strict=True):
+      yield image, label, not np.array_equal(image, images[0].astype(np.float32))
+
+
+def test_all_modalities_and_the_label_are_warped_alike():
+  happened = []
+  for image, label, warped in warps(WARP):
+    happened.append(warped)
+    d, h, w, total = image
+    np.testing.assert_allclose(d + h + w, total, atol=1e-3)
+    interior = (total != 0) & (label != 0)
+    for ramp in (d, h, w):  # beyond the patch's sides the interpolation has one neighbour only
+      interior &= (ramp > 1.01) & (ramp < ramp.max() - 0.01)
+    assert interior.sum() > 500
+    assert np.abs(label - d)[interior].max() <= 0.5 + 1e-3
+    if not warped:
+      np.testing.assert_array_equal(label, ramps()[1][0])
+  assert 6 < sum(happened) < 18  # a half of 24
+
+
+def test_a_warp_of_no_size_moves_nothing():
+  assert not any(warped for *_, warped in warps(STILL, seeds=3))
+
+
+def test_labels_come_from_the_patch_and_zeros_from_beyond():
+  images, labels = ramps()
+  _, got = run(1, images, labels + 3, replace(WARP, scale=1.0))
+  assert set(np.unique(got)) <= {0, *range(4, 16)}
+  assert (got == 0).any()
+
+
+def test_rotation_and_scale_stay_within_their_sizes():
+  scales, angles = [], []
+  settings = replace(STILL, rotate=15.0, scale=0.2)
+  for image, _, warped in warps(settings):
+    if warped:
+      middle = tuple(slice(n // 2 - 3, n // 2 + 3) for n in image.shape[1:])
+      places = np.indices(image.shape[1:])[(slice(None), *middle)].reshape(3, -1).T
+      found = image[(slice(3), *middle)].reshape(3, -1).T
+      affine = np.linalg.lstsq(np.c_[places, np.ones(len(places))], found, rcond=None)[0][:3].T
+      factor = np.cbrt(np.linalg.det(affine))
+      np.testing.assert_allclose(affine @ affine.T / factor**2, np.eye(3), atol=1e-3)
+      scales.append(np.log(factor))
+      angles.append(Rotation.from_matrix(affine / factor).as_euler("XYZ", degrees=True))
+  assert np.abs(scales).max() <= 0.201 and min(scales) < -0.05 < 0.05 < max(scales)
+  assert np.abs(angles).max() <= 15.1
+  assert (np.max(angles, 0) > 4).all() and (np.min(angles, 0) < -4).all()
+
+
+def test_deformation_is_its_own():
+  moved = []
+  for image, _, warped in warps(replace(STILL, elastic=4.0)):
+    if warped:
+      displacement = image[:3] - ramps()[0][0, :3]
+      inner = displacement[:, 4:-4, 4:-4, 4:-4]
+      assert np.abs(inner).max() <= 4
+      moved.append(inner.std())
+  assert len(moved) > 5 and max(moved) > 0.05
+
+
+def test_a_sample_is_drawn_without_regard_to_the_others():
+  images, labels = ramps()
+  others = images.copy()
+  others[1:] = images[1:, :, ::-1]
+  for seed in range(2):
+    (mine, label), (again, same) = (run(seed, x, labels, WARP) for x in (images, others))
+    np.testing.assert_array_equal(mine[0], again[0])
+    np.testing.assert_array_equal(label, same)
+
+
+# --- On a mesh --------------------------------------------------------------------------------
+
+
+def test_every_mesh_gives_the_same_patches():
+  """Batch over `data` and depth over `space`; what is random, and what reaches across shards."""
+  settings = AugmentSettings(spatial=0.5, artefact=0.5)
+  rng = np.random.default_rng(0)
+  images = rng.standard_normal((4, 4, 16, 16, 16)).astype(np.float16)
+  images[..., :2] = 0
+  labels = rng.integers(0, 4, (4, 16, 16, 16)).astype(np.uint8)
+
+  def on(shape):
+    mesh = jax.make_mesh(shape, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+    sharding = batch_sharding(mesh)
+    placed = (
+      jax.device_put(images, sharding["image"]),
+      jax.device_put(labels, sharding["label"]),
+    )
+    step = jax.jit(functools.partial(augment, settings=settings), compiler_options=QUICK)
+    compiled = step.lower(jax.random.key(0), *placed).compile()
+    for kind, x in zip(("image", "label"), compiled.output_shardings, strict=True):
+      # The networks go on in shards: nothing is gathered onto every device and left there.
+      assert x.is_equivalent_to(sharding[kind], placed[kind == "label"].ndim)
+    return [jax.device_get(compiled(jax.random.key(seed), *placed)) for seed in range(3)]
+
+  for (image, label), (expected, expected_label) in zip(on((2, 4)), on((1, 1)), strict=True):
+    np.testing.assert_array_equal(label, expected_label)
+    np.testing.assert_allclose(image, expected, atol=2e-5)
+    assert (np.bincount(label.flat) != np.bincount(labels.flat)).any()  # no flip alone
