@@ -38,9 +38,7 @@ from kd_jax.scored import SCORES_FILE
 from kd_jax.statistics import paired
 from kd_jax.storage import write_text
 
-ALONE = "student_only"
-_ALL = {"all": ("flair", "t1", "t1ce", "t2")}
-_THREE = {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)}
+ALONE, PAPER = "student_only", "paper"
 
 
 class Recipe(NamedTuple):
@@ -48,72 +46,63 @@ class Recipe(NamedTuple):
 
   Attributes:
     what: in words.
+    variants: of configs/common.py, with commas.
     settings: dotted names of configs/common.py -> values, beside those of the size.
   """
 
   what: str
+  variants: str = ""
   settings: Mapping[str, Any] = {}
 
 
+_LOSSES = {"loss.targets": "regions", "loss.deep_supervision": {"level1": 0.3, "level2": 0.0}}
 RECIPES = {
-  ALONE: Recipe("the student alone", {"model.teachers": {}}),
-  "response": Recipe("+ response KD of FLAIR, T2, T1 by confidence", {"model.fusion_levels": 0}),
-  "cdsfl": Recipe("+ CDSFL at half resolution (the default)"),
-  "two_level": Recipe("+ CDSFL at a quarter too", {"model.fusion_levels": 2}),
-  "detached": Recipe("CDSFL from which teachers do not learn", {"model.fusion_detached": True}),
+  ALONE: Recipe("the student alone", ALONE),
+  "response": Recipe(
+    "response KD of FLAIR, T2, T1 by confidence", settings={"model.fusion_levels": 0}
+  ),
+  "cdsfl": Recipe("response KD and CDSFL at half resolution: the default"),
+  "two_level": Recipe("CDSFL at a quarter too", "two_level"),
+  "detached": Recipe(
+    "CDSFL from which teachers do not learn", settings={"model.fusion_detached": True}
+  ),
   "no_kd": Recipe(
-    "the default without any KD term: deep supervision alone",
-    {
+    "the default without any KD term: its deep supervision alone",
+    settings={
       "confidence.total": 0.0,
       "loss.side.level1.kd": 0.0,
       "loss.side.level2.kd": 0.0,
-      "loss.supervised": 1.0,
     },
   ),
-  "balanced": Recipe("the default, KD balanced over the classes", {"loss.kd_where": "balanced"}),
+  "balanced": Recipe(
+    "the default, KD balanced over the classes", settings={"loss.kd_where": "balanced"}
+  ),
   "region_wise": Recipe(
     "the default, KD and confidence by region",
-    {"loss.kd_targets": "regions", "confidence.by": "region"},
+    settings={"loss.kd_targets": "regions", "confidence.by": "region"},
   ),
-  "voxel_wise": Recipe("the default, confidence by voxel", {"confidence.by": "voxel"}),
-  "plus_all": Recipe(
-    "the default and a teacher that sees all four sequences",
-    {"model.teachers": _THREE | _ALL},
-  ),
+  "voxel_wise": Recipe("the default, confidence by voxel", settings={"confidence.by": "voxel"}),
+  "plus_all": Recipe("the default and a teacher that sees all sequences", "plus_all"),
   "from_all": Recipe(
-    "response KD of one teacher that sees all", {"model.teachers": _ALL, "model.fusion_levels": 0}
+    "response KD of one teacher that sees all", "from_all", {"model.fusion_levels": 0}
   ),
-  "kd_net": Recipe(
-    "in the style of KD-Net: soft labels and bottleneck of one teacher that sees all",
-    {"model.teachers": _ALL, "model.fusion_levels": 0, "loss.bottleneck": 0.5},
-  ),
+  "kd_net": Recipe("in the style of KD-Net: soft labels and bottleneck of that teacher", "kd_net"),
   "proto_kd": Recipe(
-    "in the style of ProtoKD: soft labels and prototypes of one teacher that sees all",
-    {"model.teachers": _ALL, "model.fusion_levels": 0, "loss.prototype": 1.0},
+    "in the style of ProtoKD: soft labels and prototypes of that teacher", "proto_kd"
   ),
   "best": Recipe(
-    "a teacher that sees all, region losses, deep supervision of all, balanced KD",
-    {
-      "model.teachers": _THREE | _ALL,
+    "that teacher beside the three, region losses, deep supervision of all, balanced KD",
+    "plus_all",
+    _LOSSES
+    | {
       "model.teacher_side_heads": 1,
-      "loss.targets": "regions",
       "loss.kd_where": "balanced",
-      "loss.deep_supervision": {"level1": 0.3, "level2": 0.0},
       "loss.fused_teacher": 0.1,
-      "confidence.total": 0.5,
     },
   ),
-  "best_alone": Recipe(
-    "the student alone with the losses of `best`",
-    {
-      "model.teachers": {},
-      "loss.targets": "regions",
-      "loss.deep_supervision": {"level1": 0.3, "level2": 0.0},
-    },
-  ),
+  "best_alone": Recipe("the student alone with the losses of `best`", ALONE, _LOSSES),
+  PAPER: Recipe("the published protocol; on this size's grid with --size=cpu", PAPER),
 }
-# The published losses, rates and lack of augmentation; its grid of 128^3 where the size has it.
-PAPER = "paper"
 
 
 class Size(NamedTuple):
@@ -151,26 +140,23 @@ SIZES = {
     brats21,
     {"data.cache": "runs/ablation-gpu/cache", "train.epochs": 100},
     paper_grid=True,
-    recipes=(*RECIPES, PAPER),
+    recipes=tuple(RECIPES),
   ),
 }
 
 
 def settings_of(size: Size, name: str, seed: int, data: Path | None) -> ConfigDict:
   """The configuration of one run. ConfigError for an unknown recipe."""
-  if name not in (*RECIPES, PAPER):
-    raise ConfigError(did_you_mean("recipe", name, (*RECIPES, PAPER)))
+  if name not in RECIPES:
+    raise ConfigError(did_you_mean("recipe", name, tuple(RECIPES)))
   config = size.config.get_config("")
-  own = dict(size.settings)
-  if name == PAPER:
-    grid = {key: config.data[key] for key in ("grid", "patch", "tumour", "batch")}
-    mode = config.predict.mode
-    common.with_variants(config, PAPER)
-    if not size.paper_grid:
-      config.data.update(grid)
-      config.predict.mode = mode
-  else:
-    own |= RECIPES[name].settings
+  grid = {key: config.data[key] for key in ("grid", "patch", "tumour", "batch")}
+  mode = config.predict.mode
+  common.with_variants(config, RECIPES[name].variants)
+  if name == PAPER and not size.paper_grid:
+    config.data.update(grid)
+    config.predict.mode = mode
+  own = {**size.settings, **RECIPES[name].settings}
   for key, value in own.items():
     *path, last = key.split(".")
     section = config
@@ -302,10 +288,7 @@ def text_of(rows: Sequence[Mapping[str, Any]]) -> str:
     for network, regions in row["networks"].items():
       cells = [f"{100 * regions[r]:.1f}" for r in REGIONS]
       networks.append([row["recipe"], network, *cells])
-  words = [
-    [name, RECIPES[name].what if name in RECIPES else "the published protocol"]
-    for name in (row["recipe"] for row in rows)
-  ]
+  words = [[row["recipe"], RECIPES[row["recipe"]].what] for row in rows]
   parts = [
     "Volumetric Dice (%) and HD95 (mm) in the scans' own space: mean ± sd over seeds\n\n"
     + table([*head, "ms/step", "GB"], scores)

@@ -138,7 +138,7 @@ def with_variants(config: ConfigDict, arg: str) -> ConfigDict:
   for name in names:
     if name not in VARIANTS:
       raise ConfigError(did_you_mean("variant", name, tuple(VARIANTS)))
-  teachers = [name for name in names if name == "student_only" or name.startswith("from_")]
+  teachers = [name for name in names if name in _CHOOSE_TEACHERS]
   if len(teachers) > 1:
     raise ConfigError(f"variants {' and '.join(teachers)} each choose the teachers; give one")
   for name in sorted(names, key=list(VARIANTS).index):  # so that their order does not matter
@@ -212,6 +212,27 @@ def _from(name: str, *modalities: str):
   return variant
 
 
+def _plus_all(config: ConfigDict) -> None:
+  """A teacher that sees all four sequences beside the others."""
+  config.model.teachers["all"] = _ALL
+
+
+def _kd_net(config: ConfigDict) -> None:
+  """In the style of KD-Net: soft labels and bottleneck of one teacher that sees all sequences."""
+  _from("all", *_ALL)(config)
+  config.model.fusion_levels = 0
+  config.loss.bottleneck = 0.5
+
+
+def _proto_kd(config: ConfigDict) -> None:
+  """In the style of ProtoKD: soft labels and prototypes of one teacher that sees all sequences."""
+  _from("all", *_ALL)(config)
+  config.model.fusion_levels = 0
+  config.loss.prototype = 1.0
+
+
+_ALL = ("flair", "t1", "t1ce", "t2")
+
 # In the order in which they apply.
 VARIANTS = {
   "paper": _paper,
@@ -223,5 +244,9 @@ VARIANTS = {
   "from_t2": _from("t2", "t2"),
   "from_t1": _from("t1", "t1"),
   "from_t1ce": _from("t1ce", "t1ce"),
-  "from_all": _from("all", "flair", "t1", "t1ce", "t2"),
+  "from_all": _from("all", *_ALL),
+  "plus_all": _plus_all,
+  "kd_net": _kd_net,
+  "proto_kd": _proto_kd,
 }
+_CHOOSE_TEACHERS = ("student_only", "kd_net", "proto_kd", *(v for v in VARIANTS if "from_" in v))

@@ -11,7 +11,7 @@ from kd_jax.metrics.case import columns
 
 
 @pytest.mark.parametrize("size", ablation.SIZES)
-@pytest.mark.parametrize("name", [*ablation.RECIPES, ablation.PAPER])
+@pytest.mark.parametrize("name", ablation.RECIPES)
 def test_every_recipe_is_possible(size, name):
   """With and without one's own data; nothing is chosen by validation."""
   config = ablation.settings_of(ablation.SIZES[size], name, 3, None)
@@ -29,7 +29,7 @@ def test_ones_own_data_replaces_the_demonstration(tmp_path):
 
 def test_recipes_differ_from_each_other():
   seen = []
-  for name in (*ablation.RECIPES, ablation.PAPER):
+  for name in ablation.RECIPES:
     config = config_lib.to_dict(ablation.settings_of(ablation.SIZES["cpu"], name, 0, None))
     del config["name"]
     assert config not in seen, name

@@ -204,3 +204,25 @@ def test_user_errors(written: Path, tmp_path: Path) -> None:
 def test_needs_no_jax() -> None:
   code = "import sys, kd_jax.data.demo; sys.exit('jax' in sys.modules)"
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Subject 0 of seed 0 in version 2: voxels by label, and each label's mean over the healthy brain's.
+FROZEN = {
+  "voxels": (15575, 47017, 12419),
+  "flair": (1.2260, 1.5359, 1.3486),
+  "t1": (0.9452, 1.0852, 1.0762),
+  "t1ce": (0.8901, 0.9368, 1.5680),
+  "t2": (1.4013, 1.2765, 1.4147),
+}
+
+
+def test_the_generator_is_frozen(subjects: list[phantom.Subject]) -> None:
+  """Scores of methods are compared on its cases: a change needs a new version in demo.py."""
+  subject = subjects[0]
+  masks = [subject.labels == label for label in (phantom.NCR, phantom.ED, phantom.ET)]
+  assert [mask.sum() for mask in masks] == pytest.approx(FROZEN["voxels"], rel=1e-3)
+  for name, image in subject.images.items():
+    healthy = image[(image > 0) & (subject.labels == 0)].mean()
+    means = [image[mask].mean() / healthy for mask in masks]
+    assert means == pytest.approx(FROZEN[name], abs=1e-3), name
+  assert b"demo 2" in demo._description(SEED, 0)
