@@ -81,6 +81,14 @@ RECIPES = {
     "the default, KD and confidence by region",
     settings={"loss.kd_targets": "regions", "confidence.by": "region"},
   ),
+  "above_student": Recipe(
+    "region-wise, and a teacher is heard only where it does better than the student",
+    settings={
+      "loss.kd_targets": "regions",
+      "confidence.by": "region",
+      "confidence.above_student": True,
+    },
+  ),
   "voxel_wise": Recipe("the default, confidence by voxel", settings={"confidence.by": "voxel"}),
   "plus_all": Recipe("the default and a teacher that sees all sequences", "plus_all"),
   "from_all": Recipe(
@@ -91,13 +99,17 @@ RECIPES = {
     "in the style of ProtoKD: soft labels and prototypes of that teacher", "proto_kd"
   ),
   "best": Recipe(
-    "that teacher beside the three, region losses, deep supervision of all, balanced KD",
+    "that teacher beside the three, losses over regions, deep supervision of all networks, KD by "
+    "region from those who do better than the student, balanced over the classes",
     "plus_all",
     _LOSSES
     | {
       "model.teacher_side_heads": 1,
+      "loss.kd_targets": "regions",
       "loss.kd_where": "balanced",
-      "loss.fused_teacher": 0.1,
+      "loss.temperature": 2.0,
+      "confidence.by": "region",
+      "confidence.above_student": True,
     },
   ),
   "best_alone": Recipe("the student alone with the losses of `best`", ALONE, _LOSSES),
@@ -185,8 +197,10 @@ def run(config: ConfigDict, folder: Path) -> None:
   from kd_jax.evaluate import score_students
   from kd_jax.modes import keep_compiled
   from kd_jax.open_student import open_student
+  from kd_jax.runlog import quiet_libraries
   from kd_jax.train import train
 
+  quiet_libraries()
   keep_compiled()
   terminal = Terminal(0)
   train(config_lib.to_dict(config), folder, terminal)

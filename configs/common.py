@@ -74,6 +74,7 @@ def base(name: str, root: str) -> ConfigDict:
         "by": "teacher",  # or region, voxel
         "update": "ema",  # or epoch, batch
         "ema_decay": 0.99,
+        "above_student": False,
       },
       "optim": {"cohort": _adam(), "student": _adam(), "ema_decay": 0.999},
       "augment": {

@@ -10,6 +10,10 @@ are its weights.
 Weights are one a teacher, or one a teacher and region, each region weighing the teachers by their
 Dice on it alone; then scores and weights are (3,) where they are () otherwise. "voxel" weighs by
 how sure a teacher is of a voxel instead (distillation.certainty_shares).
+
+A share of the total goes to every teacher, also where all of them know less than the student, as
+of enhancing tumour if none sees T1ce. With `above_student` the student's score is kept too, and a
+teacher whose score is not above it is not heard; the others' weights stay.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,6 +27,7 @@ from kd_jax.data.labels import REGIONS
 
 UPDATES = ("epoch", "ema", "batch")
 BY = ("teacher", "region", "voxel")
+STUDENT = "student"  # no teacher may be called so
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class ConfidenceSettings:
     by: "teacher", "region" or "voxel".
     update: "epoch", "ema" or "batch".
     ema_decay: per step, with "ema".
+    above_student: hear only those who do better than the student.
   """
 
   total: float = 0.15
@@ -44,6 +50,7 @@ class ConfidenceSettings:
   by: str = "teacher"
   update: str = "epoch"
   ema_decay: float = 0.99
+  above_student: bool = False
 
 
 @flax.struct.dataclass
@@ -52,7 +59,8 @@ class Confidence:
 
   Attributes:
     weights: alpha, in use now; () each, or (3,) by region.
-    scores: the sum over the epoch's steps so far, or the exponential average; likewise.
+    scores: the sum over the epoch's steps so far, or the exponential average; likewise, and with
+      `above_student` the STUDENT's.
     count: (), steps that `scores` holds.
   """
 
@@ -64,21 +72,32 @@ class Confidence:
 def init(teachers: Collection[str], settings: ConfidenceSettings) -> Confidence:
   """Every teacher heard alike."""
   shape = (len(REGIONS),) if settings.by == "region" else ()
+  scored = (*teachers, STUDENT) if teachers and settings.above_student else teachers
   return Confidence(
     weights={name: jnp.full(shape, settings.total / len(teachers), float) for name in teachers},
-    scores={name: jnp.zeros(shape) for name in teachers},
+    scores={name: jnp.zeros(shape) for name in scored},
     count=jnp.zeros((), jnp.int32),
   )
 
 
 def weights_of(scores: Mapping[str, jax.Array], total: float) -> dict[str, jax.Array]:
-  """Scores -> alpha; uniform where all scores are zero."""
-  mass = sum(scores.values())
+  """Scores -> alpha; uniform where all scores are zero.
+
+  Args:
+    scores: teachers' by name; with the STUDENT's, those not above it get 0.
+    total: of all weights, had all teachers done better.
+  """
+  teachers = {name: score for name, score in scores.items() if name != STUDENT}
+  mass = sum(teachers.values())
   safe = jnp.where(mass > 0, mass, 1)
-  return {
-    name: total * jnp.where(mass > 0, score / safe, 1 / len(scores))
-    for name, score in scores.items()
+  weights = {
+    name: total * jnp.where(mass > 0, score / safe, 1 / len(teachers))
+    for name, score in teachers.items()
   }
+  if STUDENT in scores:
+    student = scores[STUDENT]
+    weights = {n: jnp.where(teachers[n] > student, w, 0) for n, w in weights.items()}
+  return weights
 
 
 def begin_step(

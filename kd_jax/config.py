@@ -238,6 +238,10 @@ def _check(config: Config) -> None:
   _one_of("confidence.score", config.confidence.score, SCORE_KINDS)
   _one_of("confidence.by", config.confidence.by, BY)
   _one_of("confidence.update", config.confidence.update, UPDATES)
+  if config.confidence.by == "voxel" and config.confidence.above_student:
+    raise ConfigError(
+      'confidence.above_student goes by scores, and confidence.by = "voxel" has none'
+    )
   for by, targets in (("region", "regions"), ("voxel", "classes")):
     if config.confidence.by == by and config.loss.kd_targets != targets:
       raise ConfigError(f'confidence.by = "{by}" needs loss.kd_targets = "{targets}"')

@@ -115,7 +115,7 @@ def make_train_step(
     share = distillation_share(state.step / steps_per_epoch, loss)
 
     def loss_of(outputs: Outputs) -> tuple[jax.Array, Metrics]:
-      scores = _scores(lax.stop_gradient(outputs.teachers), labels, confidence)
+      scores = _scores(lax.stop_gradient(outputs), labels, confidence)
       alpha = belief.weights
       if confidence.update == "batch":
         alpha = confidence_lib.weights_of(scores, confidence.total)
@@ -168,9 +168,12 @@ def _keep(output: Output, features: Sequence[str]) -> Output:
 
 
 def _scores(
-  teachers: Mapping[str, Output], labels: jax.Array, settings: ConfidenceSettings
+  outputs: Outputs, labels: jax.Array, settings: ConfidenceSettings
 ) -> dict[str, jax.Array]:
-  """Teacher's name -> its Dice on this batch: (), or (3,) by region."""
+  """Teacher's name (and the student's, if asked for) -> its Dice: (), or (3,) by region."""
+  networks = dict(outputs.teachers)
+  if networks and settings.above_student:
+    networks[confidence_lib.STUDENT] = outputs.student
 
   def score(output: Output, regions: Sequence[str]) -> jax.Array:
     return metrics_lib.score(output.logits, labels, settings.score, regions)
@@ -178,9 +181,9 @@ def _scores(
   if settings.by == "region":
     return {
       name: jnp.stack([score(output, (region,)) for region in REGIONS])
-      for name, output in teachers.items()
+      for name, output in networks.items()
     }
-  return {name: score(output, settings.regions) for name, output in teachers.items()}
+  return {name: score(output, settings.regions) for name, output in networks.items()}
 
 
 def _by_region(what: str, values: Mapping[str, jax.Array]) -> Metrics:

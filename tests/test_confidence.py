@@ -155,3 +155,19 @@ def test_each_region_weighs_the_teachers_by_its_own_dice():
   belief = confidence.begin_step(belief, jnp.asarray(False), how)
   np.testing.assert_allclose(belief.weights["flair"], [0.3, 0.15, 0.3], rtol=1e-5)
   np.testing.assert_allclose(belief.weights["t2"], [0.3, 0.45, 0.3], rtol=1e-5)
+
+
+def test_who_does_worse_than_the_student_is_not_heard():
+  how = ConfidenceSettings(update="ema", total=0.6, above_student=True)
+  got = weights_of({**by_name(0.6, 0.3, 0.1), "student": jnp.float32(0.3)}, 0.6)
+  assert list(got) == list(TEACHERS)
+  np.testing.assert_allclose([got[n] for n in TEACHERS], [0.36, 0, 0], rtol=1e-6)
+  belief = confidence.init(TEACHERS, how)
+  assert belief.scores.keys() == {*TEACHERS, "student"}
+  assert belief.weights.keys() == set(TEACHERS)
+  assert confidence.init((), how).scores == {}
+
+
+def test_by_region_the_student_is_compared_region_by_region():
+  scores = {"flair": jnp.array([0.8, 0.4, 0.1]), "student": jnp.array([0.5, 0.5, 0.6])}
+  np.testing.assert_allclose(weights_of(scores, 0.5)["flair"], [0.5, 0, 0], rtol=1e-6)

@@ -102,6 +102,7 @@ def test_unknown_and_contradicting_variants():
     ("loss.deep_supervision", {"level1": 0.1, "level2": 0.1, "level3": 1.0}, "level1"),
     ("confidence.by", "region", "kd_targets"),
     ("confidence.by", "patient", "voxel"),
+    ("confidence", {"by": "voxel", "above_student": True}, "above_student"),
     ("model.teacher_side_heads", 3, "teacher_side_heads"),
     ("optim.cohort.algorithm", "lion", "adamw"),
     ("confidence.regions", ("AT",), "WT"),
@@ -129,7 +130,7 @@ def test_impossible_settings_are_named(name, value, message):
   section = raw
   for part in sections:
     section = section[part]
-  section[key] = value
+  section[key] = section[key] | value if isinstance(value, dict) and key == "confidence" else value
   with pytest.raises(ConfigError, match=message):
     config_lib.parse(raw)
 

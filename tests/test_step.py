@@ -348,7 +348,7 @@ def test_every_kind_of_confidence_has_a_step(by, update):
     prototype=0.1,
     fused_teacher=0.2,
   )
-  belief = ConfidenceSettings(by=by, update=update)
+  belief = ConfidenceSettings(by=by, update=update, above_student=by == "region")
   state = init_state(framework, optimizers, belief, jax.random.key(0))
   step = make_train_step(framework, optimizers, loss, belief, steps_per_epoch=3, accumulate=2)
   batch = {k: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype) for k, x in ABSTRACT_BATCH.items()}
