@@ -29,6 +29,7 @@ MAX_VOXELS = 2**28  # 645 a side: thirty times a BraTS scan
 VOXEL_MM = (1e-3, 1e3)  # edges beyond these are no measurement of anything
 _MAX_EXTENSIONS = 1 << 24  # bytes between header and voxels
 _SLACK = 1 << 20  # bytes after the voxels that are borne: padding, some tool's appendix
+_PIECE = 1 << 20  # bytes read in one go
 _SLAB = 1 << 17  # voxels scaled in one go
 
 _LPS = orientations.axcodes2ornt(("L", "P", "S"))
@@ -205,7 +206,8 @@ def _check_affine(affine: np.ndarray) -> None:
 def _fill(file: BinaryIO, array: np.ndarray) -> int:
   """Reads into an array until it is full or the file ends; returns the bytes read."""
   view, done = memoryview(array).cast("B"), 0
-  while done < len(view) and (count := file.readinto(view[done:])):
+  # Piece by piece: zlib inflates as much of its input as the piece can take, a thousandfold.
+  while done < len(view) and (count := file.readinto(view[done : done + _PIECE])):
     done += count
   return done
 
