@@ -6,6 +6,7 @@ the rest of the project is written against. Each section is defined where it is 
 
 import dataclasses
 import json
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from kd_jax.models.remat import REMATS
 from kd_jax.models.resunet import DOWNSAMPLING, LEVELS
 from kd_jax.objective import LossSettings
 from kd_jax.optim import GROUPS, SCHEDULES, OptimizerSettings
-from kd_jax.storage import write_text
+from kd_jax.storage import read_json, write_text
 
 CONFIG_FILE = "config.json"  # in a work directory
 
@@ -132,11 +133,11 @@ def write(path: Path, config: Mapping[str, Any]) -> None:
 def read(path: Path) -> dict:
   """The settings of a work directory. UserError if there are none."""
   try:
-    return json.loads(path.read_text())
-  except FileNotFoundError as e:
-    raise UserError(f"{path.parent} is no work directory: it has no {path.name}") from e
-  except (OSError, ValueError) as e:
-    raise UserError(f"cannot read {path}: {e}") from e
+    return read_json(path)
+  except UserError as e:
+    if not os.path.exists(path):
+      raise UserError(f"{path.parent} is no work directory: it has no {path.name}") from e
+    raise
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -147,9 +147,11 @@ def build_entry(
       errors.append(CaseError(case.name, case.seg, str(e), remedy))
   if errors:
     return None, errors
-  arrays["images"], grid = to_arrays(
-    {m: volumes[m] for m in MODALITIES}, settings.grid, settings.normalise, settings.spacing
-  )
+  images = {m: volumes[m] for m in MODALITIES}
+  try:
+    arrays["images"], grid = to_arrays(images, settings.grid, settings.normalise, settings.spacing)
+  except ValueError as e:
+    return None, [CaseError(case.name, case.folder, str(e), "Correct or replace the files.")]
   if seg is not None:
     arrays["labels"] = np.ascontiguousarray(grids.to_grid_labels(classes, grid))
     arrays["foreground"] = foreground_voxels(arrays["labels"])
