@@ -128,6 +128,6 @@ def _read_weights(path: Path, digest: str, framework: Framework) -> dict[str, An
       raise ValueError(f"expected float32, found {', '.join(sorted(odd))}")
     params = nested(arrays)
   # numpy knows not all types of safetensors, and "a" beside "a/b" is no tree.
-  except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
+  except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError) as e:
     raise UserError(f"cannot read {path}: {e}") from e
   return check_parameters(params, framework, path)
