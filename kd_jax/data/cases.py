@@ -1,7 +1,9 @@
 """Which cases a folder holds: the file names of every BraTS year, recognised by themselves."""
 
+import errno
 import os
 import re
+import stat
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,17 +130,27 @@ def _folders(root: Path) -> list[tuple[Path, list[tuple[str, Path]]]]:
     seen.add(real)
     files = []
     for entry in sorted(visible(folder)):
-      # os.path, and not Path's own: these answer "no" to what cannot be looked at.
-      if os.path.isdir(entry):
+      mode = _mode(entry)
+      if stat.S_ISDIR(mode):
         if _NII.search(entry.name):  # a copy that holds X_flair.nii as a folder around one file
           inside = [inner for inner in visible(entry) if _NII.search(inner.name)]
-          files += [(entry.name, inner) for inner in inside if os.path.isfile(inner)]
+          files += [(entry.name, inner) for inner in inside if stat.S_ISREG(_mode(inner))]
         else:
           waiting.append(entry)
-      elif _NII.search(entry.name) and os.path.isfile(entry):
+      elif _NII.search(entry.name) and stat.S_ISREG(mode):
         files.append((entry.name, entry))
     found.append((folder, files))
   return found
+
+
+def _mode(entry: Path) -> int:
+  """What an entry is, as stat has it; 0 for a link to nowhere. UserError if it cannot be told."""
+  try:
+    return os.stat(entry).st_mode
+  except OSError as e:
+    if e.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+      return 0
+    raise UserError(f"cannot look at {entry}: {e.strerror}; correct it, or take it away") from e
 
 
 def visible(folder: Path) -> list[Path]:
