@@ -14,7 +14,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, printable
 
 MODES = (
   *("train", "prepare", "evaluate", "cross_validate", "compare"),
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
   try:
     modes.run(flags.FLAGS, CONFIG.value, argv[1:])
   except UserError as error:
-    sys.exit(f"error: {error}")
+    sys.exit(printable(f"error: {error}"))
 
 
 def parse_flags(argv: list[str]) -> list[str]:

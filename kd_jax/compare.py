@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from kd_jax.metrics.case import METRICS
 from kd_jax.runlog import Terminal, table
 from kd_jax.scored import SCORES_FILE, SUMMARY_FILE
 from kd_jax.statistics import paired
-from kd_jax.storage import write_text
+from kd_jax.storage import load_json, read_text, write_text
 
 COMPARED = ("dice", "hd95_mm", "nsd_1mm", "lesionwise_dice")
 MUST_AGREE = ("rules", "data")  # of summary.json
@@ -30,7 +31,7 @@ def find_scores(path: Path) -> Path:
   Raises:
     UserError: there is none, or a work directory holds several.
   """
-  path = Path(path).expanduser()
+  path = Path(os.path.expanduser(path))
   if path.is_file():
     return path
   if (path / SCORES_FILE).is_file():
@@ -61,10 +62,10 @@ def read_scores(path: Path) -> Scores:
     return UserError(f"{path}, line {line}: {finding}; write it again with --mode=evaluate")
 
   try:
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror or e}") from e
-  except UnicodeDecodeError as e:
+  except ValueError as e:
     raise UserError(f"{path} is not a text file ({e})") from e
   reader = csv.reader(io.StringIO(text), strict=True)
   try:
@@ -170,7 +171,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
   if not path.exists():
     return {}
   try:
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = load_json(path)
     if isinstance(summary, dict):
       return summary
     reason = "not a JSON object"

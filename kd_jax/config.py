@@ -6,29 +6,33 @@ the rest of the project is written against. Each section is defined where it is 
 
 import dataclasses
 import json
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd_jax import limits
 from kd_jax.confidence import BY, UPDATES, ConfidenceSettings
 from kd_jax.data.augment import AugmentSettings
-from kd_jax.data.cases import MODALITIES
 from kd_jax.data.dataset import DataSettings
+from kd_jax.data.entry import GRIDS, NORMALISATIONS, SPACING_MM
 from kd_jax.data.labels import CONVENTIONS, REGIONS
 from kd_jax.data.warp import MOST_ELASTIC
 from kd_jax.distillation import WHERE
 from kd_jax.errors import ConfigError, UserError, did_you_mean
-from kd_jax.inference import BY_VALIDATION, MODES, PredictSettings
+from kd_jax.inference import PredictSettings
+from kd_jax.limits import one_of as _one_of
+from kd_jax.limits import within as _within
 from kd_jax.losses import DICE_REDUCTIONS, KD_REDUCTIONS, TARGETS
 from kd_jax.metrics.device import SCORE_KINDS
 from kd_jax.models.framework import ATTENTIONS, DTYPES, FrameworkSpec
 from kd_jax.models.remat import REMATS
-from kd_jax.models.resunet import DOWNSAMPLING, LEVELS
+from kd_jax.models.resunet import LEVELS
 from kd_jax.objective import LossSettings
 from kd_jax.optim import ALGORITHMS, GROUPS, SCHEDULES, OptimizerSettings
-from kd_jax.storage import write_text
+from kd_jax.storage import read_json, write_text
 
 CONFIG_FILE = "config.json"  # in a work directory
 
@@ -135,11 +139,11 @@ def write(path: Path, config: Mapping[str, Any]) -> None:
 def read(path: Path) -> dict:
   """The settings of a work directory. UserError if there are none."""
   try:
-    return json.loads(path.read_text())
-  except FileNotFoundError as e:
-    raise UserError(f"{path.parent} is no work directory: it has no {path.name}") from e
-  except (OSError, ValueError) as e:
-    raise UserError(f"cannot read {path}: {e}") from e
+    return read_json(path)
+  except UserError as e:
+    if not os.path.exists(path):
+      raise UserError(f"{path.parent} is no work directory: it has no {path.name}") from e
+    raise
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -203,7 +207,10 @@ def build(kind: Any, value: Any, name: str) -> Any:
       raise ConfigError(f"{name} = {value!r}: expected names with values")
     return {key: build(arguments[1], v, f"{name}.{key}") for key, v in value.items()}
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    try:
+      return float(value)
+    except OverflowError as e:
+      raise ConfigError(f"{name} is larger than any number that can be computed with") from e
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     raise ConfigError(f"{name} = {value!r}: expected a value of type {kind.__name__}")
   return value
@@ -245,31 +252,30 @@ def _check(config: Config) -> None:
   for by, targets in (("region", "regions"), ("voxel", "classes")):
     if config.confidence.by == by and config.loss.kd_targets != targets:
       raise ConfigError(f'confidence.by = "{by}" needs loss.kd_targets = "{targets}"')
-  _one_of("predict.mode", config.predict.mode, MODES)
+  limits.check_predict("predict", config.predict)
   _one_of("train.remat", train.remat, REMATS)
-  _ = data.cache_settings  # checks itself
+  _one_of("data.normalise", data.normalise, NORMALISATIONS)
+  _one_of("data.grid", data.grid, GRIDS)
+  _within("data.spacing", data.spacing, *SPACING_MM)
+  limits.check_name("name", config.name)
+  for key in ("root", "cache"):
+    limits.check_path(f"data.{key}", getattr(data, key))
+  limits.check_path("data.folds_file", data.folds_file or "none")
 
   for region in config.confidence.regions or ("",):
     _one_of("confidence.regions", region, tuple(REGIONS))
-  for name, modalities in {"student": model.student, **model.teachers}.items():
-    for modality in modalities or ("",):
-      _one_of(f"the modalities of {name}", modality, MODALITIES)
+  limits.check_modalities("model.student", model.student)
+  for name, modalities in model.teachers.items():
+    limits.check_modalities(f"model.teachers.{name}", modalities)
+  for level in {*config.loss.side, *config.loss.cooperative}:
+    _one_of("loss.side and loss.cooperative, a level", level, LEVELS)
   for level in model.levels:
     _one_of("loss.side and loss.cooperative, for levels", level, tuple(config.loss.side))
     _one_of("loss.side and loss.cooperative, for levels", level, tuple(config.loss.cooperative))
-  if "student" in model.teachers or any("/" in name for name in model.teachers):
-    raise ConfigError("model.teachers: a teacher cannot be named student, nor have a / in its name")
-
-  for axis in data.patch:
-    _within("data.patch", axis, DOWNSAMPLING, 1024)
-    if axis % DOWNSAMPLING:
-      raise ConfigError(
-        f"data.patch = {data.patch}: each side must be a multiple of {DOWNSAMPLING}"
-      )
-  for channels in model.filters:
-    _within("model.filters", channels, 4, 4096)
-    if channels % 4:
-      raise ConfigError(f"model.filters = {model.filters}: group norm needs multiples of 4")
+  for name in model.teachers:
+    limits.check_teacher(name)
+  limits.check_patch("data.patch", data.patch)
+  limits.check_filters("model.filters", model.filters)
   _within("model.fusion_levels", model.fusion_levels, 0, len(LEVELS))
   _within("model.teacher_side_heads", model.teacher_side_heads, 0, len(LEVELS))
   _within("seed", config.seed, 0, 2**31 - 1)
@@ -278,7 +284,9 @@ def _check(config: Config) -> None:
   _within("data.workers", data.workers, 0, 1024)
   _within("data.prepare_workers", data.prepare_workers, 0, 1024)
   _within("data.folds", data.folds, 2, 1000)
-  _within("data.fold", data.fold, 0, 999)
+  _within("data.folds_seed", data.folds_seed, 0, 2**32 - 1)
+  _within("data.fold", data.fold, 0, 999 if data.folds_file else data.folds - 1)
+  _within("data.demo_seed", data.demo_seed, 0, 2**32 - 1)
   _within("data.demo_cases", data.demo_cases, 0, 100_000)
   _within("loss.temperature", config.loss.temperature, 1e-3, 1e6)
   _within("loss.supervised", config.loss.supervised, 0, 1e6)
@@ -299,12 +307,14 @@ def _check(config: Config) -> None:
   _within("loss.kd_from_epoch", config.loss.kd_from_epoch, 0, 1 << 30)
   _within("confidence.total", config.confidence.total, 0, 1e6)
   _within("confidence.ema_decay", config.confidence.ema_decay, 0, 0.999999)
-  _within("predict.overlap", config.predict.overlap, 0, 0.9)
-  if config.predict.smallest_et != BY_VALIDATION:
-    _within("predict.smallest_et", config.predict.smallest_et, 0, 1e6)
   for name in ("epochs", "space", "accumulate", "log_every", "save_every", "keep"):
     _within(f"train.{name}", getattr(train, name), 1, 1 << 30)
   _within("train.validate_every", train.validate_every, 1, 1 << 30)
+  if train.epochs * train.steps_per_epoch >= 2**31:
+    raise ConfigError(
+      f"train.epochs = {train.epochs} times train.steps_per_epoch = {train.steps_per_epoch}: at "
+      f"most {2**31 - 1} steps are counted"
+    )
   if data.batch % train.accumulate:
     raise ConfigError(
       f"train.accumulate = {train.accumulate} does not divide data.batch = {data.batch}"
@@ -325,19 +335,13 @@ def _check(config: Config) -> None:
     _one_of(f"{prefix}.algorithm", settings.algorithm, ALGORITHMS)
     _one_of(f"{prefix}.schedule", settings.schedule, SCHEDULES)
     _within(f"{prefix}.learning_rate", settings.learning_rate, 0, 1e3)
-    for name in ("warmup", "final", "beta1", "beta2"):
+    for name in ("warmup", "final"):
       _within(f"{prefix}.{name}", getattr(settings, name), 0, 1)
-    for name in ("epsilon", "weight_decay", "clip_norm", "power"):
+    for name in ("beta1", "beta2"):
+      _within(f"{prefix}.{name}", getattr(settings, name), 0, 0.999999)
+    _within(f"{prefix}.epsilon", settings.epsilon, 1e-12, 1e6)
+    for name in ("weight_decay", "clip_norm", "power"):
       _within(f"{prefix}.{name}", getattr(settings, name), 0, 1e6)
     _within(f"{prefix}.plateau.factor", settings.plateau.factor, 0, 1)
     _within(f"{prefix}.plateau.patience", settings.plateau.patience, 0, 1 << 30)
-
-
-def _one_of(name: str, value: object, known: Sequence[str]) -> None:
-  if value not in known:
-    raise ConfigError(f"{name}: {did_you_mean('value', value, known)}")
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-  if not low <= value <= high:  # NaN fails too
-    raise ConfigError(f"{name} = {value} is not between {low} and {high}")
+    _within(f"{prefix}.plateau.from_epoch", settings.plateau.from_epoch, 0, 1 << 30)

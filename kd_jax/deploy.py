@@ -139,7 +139,10 @@ def load_scan(ensemble: Ensemble, scan: Case | Scan, tell: Callable[[str], None]
       tell(f"warning: {scan.name} ({path.name}): {finding.text}. {finding.remedy}")
   if errors := check.check_volumes(scan, volumes):
     raise errors[0]
-  return ensemble.prepare(volumes)
+  try:
+    return ensemble.prepare(volumes)
+  except ValueError as e:
+    raise CaseError(scan.name, scan.folder, str(e), "Correct or replace the scan.") from e
 
 
 def native_probabilities(probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:

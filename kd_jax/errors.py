@@ -5,7 +5,12 @@ prints them without a traceback and exits with status 1; everything else is a bu
 traceback.
 """
 
+import re
 from collections.abc import Sequence
+
+# Control characters but line breaks and tabs, marks that turn the reading direction, and bytes of
+# file names that are no UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -36,8 +41,18 @@ class CaseError(UserError):
     return f"{self.finding} ({self.file})" if self.file else self.finding
 
   def __str__(self) -> str:
-    where = f" ({self.file})" if self.file else ""
-    return f"case {self.case}{where}: {self.finding}. {self.remedy}"
+    where = f" ({one_line(self.file)})" if self.file else ""
+    return f"case {one_line(self.case)}{where}: {self.finding}. {self.remedy}"
+
+
+def printable(text: str) -> str:
+  """Text that cannot steer a terminal: file names may hold anything. Escapes stand instead."""
+  return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+  """As printable, for a place that holds one line, such as a table's cell."""
+  return printable(text).replace("\n", "\\n")
 
 
 def did_you_mean(what: str, name: object, known: Sequence[str]) -> str:

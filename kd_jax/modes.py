@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
   def path(self, name: str) -> Path | None:
     value = self.flags[name].value
-    return Path(value).expanduser() if value else None
+    return Path(os.path.expanduser(value)) if value else None
 
 
 def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
@@ -148,7 +148,7 @@ def compare(call: Call) -> None:
   """Two evaluations, case by case."""
   from kd_jax.compare import compare
 
-  a, b = (Path(argument).expanduser() for argument in call.arguments)
+  a, b = (Path(os.path.expanduser(argument)) for argument in call.arguments)
   compare(a, b, call.path("output"), call.terminal)
 
 

@@ -1,5 +1,6 @@
 """Where --checkpoint leads: to a run's best student, to a shared directory, to several of them."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def open_students(paths: str) -> list[Student]:
     open_student(folder)
     for path in paths.split(",")
     if path.strip()
-    for folder in _members(Path(path.strip()).expanduser())
+    for folder in _members(Path(os.path.expanduser(path.strip())))
   ]
   if not students:
     raise ConfigError("--checkpoint names no run")
@@ -51,11 +52,11 @@ def open_students(paths: str) -> list[Student]:
 
 def open_student(path: Path) -> Student:
   """A run's best student, or the one of a shared directory. UserError if there is none."""
-  if (path / MODEL_FILE).is_file():
+  if os.path.isfile(path / MODEL_FILE):
     return share.read(path)
-  if (path / CONFIG_FILE).is_file():
+  if is_run(path):
     return _open_run(path)
-  if not path.exists():
+  if not os.path.exists(path):
     raise UserError(f"no such checkpoint: {path}")
   raise UserError(
     f"{path} holds no student; expected a run's work directory ({CONFIG_FILE} and {CHECKPOINTS}/) "
@@ -64,7 +65,7 @@ def open_student(path: Path) -> Student:
 
 
 def is_run(path: Path) -> bool:
-  return (path / CONFIG_FILE).is_file()
+  return os.path.isfile(path / CONFIG_FILE)
 
 
 def _open_run(workdir: Path) -> Student:

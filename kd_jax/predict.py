@@ -1,6 +1,7 @@
 """--mode=predict: masks of new scans, each in its scan's own space."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ class Output:
   def done(self, name: str) -> bool:
     """The mask is written last: where it is, the maps are."""
     maps = labels.REGIONS if self.probabilities else ()
-    return self.mask(name).exists() and all(self.map(name, region).exists() for region in maps)
+    files = (self.mask(name), *(self.map(name, region) for region in maps))
+    return all(os.path.exists(file) for file in files)
 
 
 def predict(ensemble: Ensemble, scans_path: Path, output: Output, terminal: Terminal) -> None:
@@ -113,11 +115,11 @@ def _write(
 
 
 def _protect_inputs(scans: Sequence[Scan], output: Output) -> None:
-  inputs = {path.resolve() for scan in scans for path in scan.images.values()}
+  inputs = {os.path.realpath(path) for scan in scans for path in scan.images.values()}
   for scan in scans:
     regions = labels.REGIONS if output.probabilities else ()
     for path in (output.mask(scan.name), *(output.map(scan.name, r) for r in regions)):
-      if path.resolve() in inputs:
+      if os.path.realpath(path) in inputs:
         raise UserError(f"{path} is an input and would be overwritten; choose another --output")
 
 

@@ -14,6 +14,7 @@ import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
+from kd_jax.errors import one_line, printable
 from kd_jax.storage import write_text
 
 NUMBERS_FILE = "metrics.jsonl"
@@ -33,23 +34,23 @@ class Terminal:
   def line(self, text: str) -> None:
     if self._process:
       text = "\n".join(f"[process {self._process}] {part}" for part in text.splitlines())
-    self.console.print(text, markup=False)
+    self.console.print(printable(text), markup=False)
 
   @contextlib.contextmanager
   def live(self, label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
     """A progress line with time left; gives a function (done, what to show beside it)."""
     columns = (
-      rich.progress.TextColumn("{task.description}"),
+      rich.progress.TextColumn("{task.description}", markup=False),
       rich.progress.BarColumn(),
       rich.progress.MofNCompleteColumn(),
-      rich.progress.TextColumn("{task.fields[note]}"),
+      rich.progress.TextColumn("{task.fields[note]}", markup=False),
       rich.progress.TimeRemainingColumn(),
     )
     with rich.progress.Progress(
       *columns, console=self.console, transient=True, speed_estimate_period=120
     ) as bar:
       task = bar.add_task(label, total=total, completed=done, note="")
-      yield lambda done, note: bar.update(task, completed=done, note=note)
+      yield lambda done, note: bar.update(task, completed=done, note=one_line(note))
 
   def progress(self, label: str) -> Callable[..., None]:
     """A function (done, total, name of the latest) for work that reports as it goes."""
@@ -69,7 +70,9 @@ class Terminal:
         state["said"] = now
         rate = (done - state["first"]) / max(now - state["start"], 1e-3)
         left = (total - done) / rate if rate else math.inf
-        self.line(f"{label}: {done}/{total} {name}{f', {duration(left)} left' if left else ''}")
+        self.line(
+          f"{label}: {done}/{total} {one_line(name)}{f', {duration(left)} left' if left else ''}"
+        )
       if done == total:
         state["stack"].close()
 
@@ -98,7 +101,8 @@ class RunLog:
   def line(self, text: str, terminal: bool = True) -> None:
     """A line for people, on the terminal and in train.log."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-    print("\n".join(f"{stamp} {part}" for part in text.splitlines()), file=self._text, flush=True)
+    lines = [f"{stamp} {part}" for part in printable(text).splitlines()]
+    print("\n".join(lines), file=self._text, flush=True)
     if terminal:
       self._terminal.line(text)
 

@@ -10,7 +10,6 @@ It holds no code, nothing in it is unpickled, and no path in it is followed:
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,28 @@ import safetensors
 import safetensors.numpy
 
 from kd_jax import config as config_lib
-from kd_jax.data.cases import MODALITIES
+from kd_jax import limits
 from kd_jax.data.entry import CacheSettings
-from kd_jax.data.labels import CLASSES
-from kd_jax.errors import ConfigError, UserError, did_you_mean
-from kd_jax.inference import MODES, PredictSettings
+from kd_jax.data.labels import CLASSES, CONVENTIONS
+from kd_jax.errors import ConfigError, UserError
+from kd_jax.inference import PredictSettings
 from kd_jax.models.framework import ATTENTIONS, Framework
-from kd_jax.storage import read_json, write_bytes, write_text
-from kd_jax.student import Architecture, Preparation, Student, check_parameters, flat, nested
+from kd_jax.storage import read_bytes, read_json, write_bytes, write_text
+from kd_jax.student import (
+  Architecture,
+  Preparation,
+  Student,
+  check_parameters,
+  flat,
+  nested,
+  parameter_count,
+)
 from kd_jax.subjects import SUBJECTS_FILE, anonymous, read_subjects, write_subjects
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 FORMAT = 1
+_MOST_HEADER = 1 << 20  # bytes of names, shapes and notes before the numbers
 
 
 def export(student: Student, output: Path) -> None:
@@ -80,14 +88,18 @@ def read(folder: Path) -> Student:
     look = {"smallest_et": 0.0} | model["predict"]  # files of earlier versions do not have it
     predict = config_lib.build(PredictSettings, look, "predict")
     CacheSettings(preparation.spacing, preparation.normalise, preparation.grid)  # checks itself
-    _known("mode", predict.mode, MODES)
-    _known("attention", architecture.attention, ATTENTIONS)
-    for modality in architecture.modalities or ("",):
-      _known("modality", modality, MODALITIES)
+    limits.check_patch("preparation.patch", preparation.patch)
+    limits.check_predict("predict", predict)
+    limits.check_modalities("architecture.modalities", architecture.modalities)
+    limits.check_filters("architecture.filters", architecture.filters)
+    limits.one_of("architecture.attention", architecture.attention, ATTENTIONS)
     framework = architecture.framework()
     name, digest = str(model["name"]), str(model["weights"]["sha256"])
     training, scores = dict(model["training"]), model["scores"]
-  except (KeyError, TypeError, ValueError, ConfigError) as e:
+    limits.one_of("training.convention", training["convention"], tuple(CONVENTIONS))
+    if scores is not None:
+      scores = dict(scores)
+  except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as e:
     raise UserError(f"{path} is damaged or was edited: {e}") from e
   train, val = read_subjects(folder / SUBJECTS_FILE)
   return Student(
@@ -107,16 +119,16 @@ def read(folder: Path) -> Student:
 
 def _read_weights(path: Path, digest: str, framework: Framework) -> dict[str, Any]:
   """The parameters of exactly the framework's student. UserError if anything is off."""
+  most = 4 * parameter_count(framework) + _MOST_HEADER
   try:
-    content = path.read_bytes()
+    content = read_bytes(path, most)
     if hashlib.sha256(content).hexdigest() != digest:
       raise UserError(f"{path} is damaged: its checksum is not {MODEL_FILE}'s; copy it again")
     arrays = safetensors.numpy.load(content)
-  except (OSError, safetensors.SafetensorError) as e:
+    if odd := {str(x.dtype) for x in arrays.values()} - {"float32"}:
+      raise ValueError(f"expected float32, found {', '.join(sorted(odd))}")
+    params = nested(arrays)
+  # numpy knows not all types of safetensors, and "a" beside "a/b" is no tree.
+  except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError) as e:
     raise UserError(f"cannot read {path}: {e}") from e
-  return check_parameters(nested(arrays), framework, path)
-
-
-def _known(what: str, name: str, known: Sequence[str]) -> None:
-  if name not in known:
-    raise ConfigError(did_you_mean(what, name, known))
+  return check_parameters(params, framework, path)

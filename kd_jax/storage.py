@@ -3,15 +3,21 @@
 import contextlib
 import json
 import os
+import stat
+import zlib
 from pathlib import Path
 from typing import Any
 
 from kd_jax.errors import UserError
 
+MOST_BYTES = 1 << 26  # of a settings file, a list, a table: 64 MiB
+
 
 def write_bytes(path: Path, content: bytes) -> None:
   """Writes under a temporary name beside the target, then renames. UserError if it cannot."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  name = os.fsencode(path.name)
+  own = path.name if len(name) < 200 else f"{zlib.crc32(name):08x}"  # 255 bytes may be the most
+  temporary = path.with_name(f".{own}.{os.getpid()}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_bytes(content)
@@ -24,13 +30,38 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-  write_bytes(path, content.encode())
+  # A name that is no UTF-8 (a surrogate, for Python) is written with an escape instead.
+  write_bytes(path, content.encode("utf-8", "backslashreplace"))
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+  """A file's content. OSError if it cannot be read; ValueError if it has no (sane) end."""
+  status = os.stat(path)
+  if not stat.S_ISREG(status.st_mode):  # a pipe or a device may never end
+    raise ValueError("it is no regular file")
+  if status.st_size > most:
+    raise ValueError(f"it has {status.st_size:,} bytes, and at most {most:,} are read")
+  with open(path, "rb") as file:
+    return file.read(most)
+
+
+def read_text(path: Path) -> str:
+  """A UTF-8 file, with or without a byte order mark. OSError or ValueError, as read_bytes."""
+  return read_bytes(path).decode("utf-8-sig")
+
+
+def load_json(path: Path) -> Any:
+  """What a JSON file holds. OSError or ValueError if it cannot be read."""
+  try:
+    return json.loads(read_text(path))
+  except RecursionError as e:
+    raise ValueError("it is nested too deeply") from e
 
 
 def read_json(path: Path) -> dict[str, Any]:
   """A JSON file that holds an object. UserError if it cannot be read."""
   try:
-    content = json.loads(path.read_text())
+    content = load_json(path)
     if not isinstance(content, dict):
       raise ValueError("no JSON object")
   except (OSError, ValueError) as e:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,10 +92,21 @@ class Student:
     return digest.hexdigest()
 
 
+def parameter_count(framework: Framework) -> int:
+  """Of the framework's student, with its side heads."""
+  return sum(math.prod(shape) for shape in _shapes(framework).values())
+
+
+@functools.cache
+def _shapes(framework: Framework) -> dict[str, tuple[int, ...]]:
+  """Of the student's parameters, by name; nothing is computed."""
+  abstract = jax.eval_shape(framework.init, jax.random.key(0))["student"]
+  return {name: x.shape for name, x in flat(abstract).items()}
+
+
 def check_parameters(params: dict[str, Any], framework: Framework, source: object) -> dict:
   """params, if names and shapes are those of the framework's student. UserError if not."""
-  abstract = jax.eval_shape(framework.init, jax.random.key(0))["student"]
-  wanted = {k: v.shape for k, v in flat(abstract).items() if not k.startswith("side_heads/")}
+  wanted = {k: v for k, v in _shapes(framework).items() if not k.startswith("side_heads/")}
   found = {k: v.shape for k, v in flat(params).items() if not k.startswith("side_heads/")}
   for name in sorted(wanted.keys() | found.keys()):
     if wanted.get(name) != found.get(name):

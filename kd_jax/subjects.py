@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from kd_jax.data import nifti
 from kd_jax.data.cases import MODALITIES, Case, patient_of
 from kd_jax.errors import UserError
-from kd_jax.storage import write_text
+from kd_jax.storage import load_json, read_text, write_text
 
 SUBJECTS_FILE = "subjects.json"  # in a run's work directory, and beside an exported student
 FORMAT = 1
@@ -95,7 +96,7 @@ def write_subjects(path: Path, train: Sequence[Subject], val: Sequence[Subject])
 def read_subjects(path: Path) -> tuple[list[Subject], list[Subject]]:
   """(train, val) of write_subjects. UserError if the file is missing or broken."""
   try:
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = load_json(path)
     if content["format"] != FORMAT:
       raise UserError(
         f"{path} has format {content['format']!r}, this version reads {FORMAT}; use the version "
@@ -124,15 +125,15 @@ def read_name_mapping(path: Path) -> list[frozenset[str]]:
   Raises:
     UserError: not a CSV file, or no two such columns.
   """
-  path = Path(path).expanduser()
+  path = Path(os.path.expanduser(path))
   advice = "open it in a spreadsheet program and save it as CSV"
   if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
     raise UserError(f"{path} is a spreadsheet, not a CSV file; {advice}")
   try:
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
   except OSError as e:
     raise UserError(f"cannot read the name mapping {path}: {e.strerror or e}") from e
-  except UnicodeDecodeError as e:
+  except ValueError as e:
     raise UserError(f"{path} is not a text file ({e}); {advice}, encoded as UTF-8") from e
   first = next((line for line in text.splitlines() if line.strip()), "")
   separator = max(",;\t", key=first.count)  # spreadsheets of some languages write semicolons
@@ -220,7 +221,8 @@ def _digest(name: str) -> str:
   """An id's digest, the same in upper and lower case; a digest is its own."""
   if _is_digest(name):
     return name
-  return _DIGEST + hashlib.sha256(_DOMAIN + name.strip().lower().encode()).hexdigest()
+  content = name.strip().lower().encode("utf-8", "backslashreplace")  # file names may be no UTF-8
+  return _DIGEST + hashlib.sha256(_DOMAIN + content).hexdigest()
 
 
 def _subject(fields: Mapping) -> Subject:

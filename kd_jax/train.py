@@ -53,6 +53,8 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     UserError: a setting, a file or a loss that a person has to look at.
   """
   config = config_lib.parse(raw)
+  mesh = make_mesh(config.train.space)
+  _check_mesh(config, mesh)  # before any work
 
   # --- Work directory and data ---
   changed = _claim_workdir(workdir, raw)
@@ -62,9 +64,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   steps_per_epoch = config.train.steps_per_epoch or max(1, len(dataset.train) // config.data.batch)
   total_steps = config.train.epochs * steps_per_epoch
 
-  # --- Devices, networks, the one compiled step ---
-  mesh = make_mesh(config.train.space)
-  _check_mesh(config, mesh)
+  # --- Networks, the one compiled step ---
   framework = Framework(config.model, config.train.remat)
   optimizers = {
     group: optim.optimizer(settings, total_steps) for group, settings in config.optim.groups.items()

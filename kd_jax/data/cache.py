@@ -27,7 +27,7 @@ from kd_jax.data.entry import (
   open_entry,
   verify_entry,
 )
-from kd_jax.errors import CaseError, UserError
+from kd_jax.errors import CaseError, UserError, one_line
 from kd_jax.storage import write_text
 
 __all__ = [
@@ -118,7 +118,9 @@ def prepare(
 def error_table(errors: Sequence[CaseError]) -> str:
   """Findings as a plain-text table, one a line: case | file | finding | remedy."""
   rows = [("case", "file", "finding", "remedy")]
-  rows += [(e.case, os.path.basename(e.file), e.finding, e.remedy) for e in errors]
+  rows += [
+    tuple(map(one_line, (e.case, os.path.basename(e.file), e.finding, e.remedy))) for e in errors
+  ]
   widths = [max(len(row[i]) for row in rows) for i in range(4)]
   rows.insert(1, tuple("-" * width for width in widths))
   return "\n".join(

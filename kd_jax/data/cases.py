@@ -1,7 +1,9 @@
 """Which cases a folder holds: the file names of every BraTS year, recognised by themselves."""
 
+import errno
 import os
 import re
+import stat
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,10 @@ _SUFFIXES = {
 }
 _NEW_SUFFIXES = ("t1n", "t1c", "t2w", "t2f")
 _NAME = re.compile(
-  rf"^(?:(?P<case>.*)[_-])?(?P<suffix>{'|'.join(_SUFFIXES)})(?P<nii>\.nii(?:\.gz)?)$", re.IGNORECASE
+  rf"^(?:(?P<case>.*)[_-])?(?P<suffix>{'|'.join(_SUFFIXES)})(?P<nii>\.nii(?:\.gz)?)\Z",
+  re.IGNORECASE | re.DOTALL,  # a file's name may hold line breaks
 )
-_NII = re.compile(r"\.nii(?:\.gz)?$", re.IGNORECASE)
+_NII = re.compile(r"\.nii(?:\.gz)?\Z", re.IGNORECASE)
 _TIMEPOINT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d+$", re.IGNORECASE)
 
 _LAYOUTS = (
@@ -73,8 +76,8 @@ def find_cases(root: str | os.PathLike, labels: str = "auto") -> list[Case]:
   """
   if labels != "auto" and labels not in CONVENTIONS:
     raise ConfigError(did_you_mean("label convention", labels, ("auto", *CONVENTIONS)))
-  root = Path(root).expanduser()
-  if not root.is_dir():
+  root = Path(os.path.expanduser(root))
+  if not os.path.isdir(root):
     raise UserError(f"no data folder {root}; {_LAYOUTS}")
   found = cases_under(root, labels)
   if not found:
@@ -127,15 +130,27 @@ def _folders(root: Path) -> list[tuple[Path, list[tuple[str, Path]]]]:
     seen.add(real)
     files = []
     for entry in sorted(visible(folder)):
-      if entry.is_dir():
+      mode = _mode(entry)
+      if stat.S_ISDIR(mode):
         if _NII.search(entry.name):  # a copy that holds X_flair.nii as a folder around one file
-          files += [(entry.name, inner) for inner in visible(entry) if _NII.search(inner.name)]
+          inside = [inner for inner in visible(entry) if _NII.search(inner.name)]
+          files += [(entry.name, inner) for inner in inside if stat.S_ISREG(_mode(inner))]
         else:
           waiting.append(entry)
-      elif _NII.search(entry.name) and entry.is_file():
+      elif _NII.search(entry.name) and stat.S_ISREG(mode):
         files.append((entry.name, entry))
     found.append((folder, files))
   return found
+
+
+def _mode(entry: Path) -> int:
+  """What an entry is, as stat has it; 0 for a link to nowhere. UserError if it cannot be told."""
+  try:
+    return os.stat(entry).st_mode
+  except OSError as e:
+    if e.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+      return 0
+    raise UserError(f"cannot look at {entry}: {e.strerror}; correct it, or take it away") from e
 
 
 def visible(folder: Path) -> list[Path]:
@@ -144,6 +159,8 @@ def visible(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]  # "._x" too
   except PermissionError as e:
     raise UserError(f"cannot read the folder {folder}; check its permissions") from e
+  except OSError as e:  # a path that is too long, a folder that has just gone
+    raise UserError(f"cannot read the folder {folder}: {e.strerror or e}") from e
 
 
 def _cases_of(folder: Path, files: list[tuple[str, Path]], labels: str) -> list[Case]:
@@ -154,7 +171,7 @@ def _cases_of(folder: Path, files: list[tuple[str, Path]], labels: str) -> list[
     match = _NAME.match(file_name)
     if not match:
       continue
-    name = match["case"] or folder.resolve().name
+    name = match["case"] or _own_name(folder)
     kind = _SUFFIXES[match["suffix"].lower()]
     if kind in groups[name]:
       raise UserError(
@@ -176,8 +193,12 @@ def _cases_of(folder: Path, files: list[tuple[str, Path]], labels: str) -> list[
     )
     for name, kinds in groups.items()
     # A label map alone is a prediction or a loose file, unless the folder is named after it.
-    if set(kinds) - {"seg"} or name == folder.resolve().name
+    if set(kinds) - {"seg"} or name == _own_name(folder)
   ]
+
+
+def _own_name(folder: Path) -> str:
+  return os.path.basename(os.path.realpath(folder))
 
 
 def _adopt_odd_seg(groups: dict[str, dict[str, Path]], files: list[tuple[str, Path]]) -> None:

@@ -30,6 +30,9 @@ from kd_jax.errors import CaseError, ConfigError, UserError, did_you_mean
 from kd_jax.subjects import content_hash
 
 FORMAT = 2
+NORMALISATIONS = ("zscore", "paper")
+GRIDS = ("brain", "paper")
+SPACING_MM = (0.1, 20.0)
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,11 @@ class CacheSettings:
   require_seg: bool = True
 
   def __post_init__(self):
-    if self.normalise not in ("zscore", "paper"):
-      raise ConfigError(did_you_mean("normalisation", self.normalise, ("zscore", "paper")))
-    if self.grid not in ("brain", "paper"):
-      raise ConfigError(did_you_mean("grid", self.grid, ("brain", "paper")))
-    if not 0.1 <= self.spacing <= 20:
+    if self.normalise not in NORMALISATIONS:
+      raise ConfigError(did_you_mean("normalisation", self.normalise, NORMALISATIONS))
+    if self.grid not in GRIDS:
+      raise ConfigError(did_you_mean("grid", self.grid, GRIDS))
+    if not SPACING_MM[0] <= self.spacing <= SPACING_MM[1]:
       raise ConfigError(f"spacing = {self.spacing} mm is not between 0.1 and 20")
 
 
@@ -147,9 +150,11 @@ def build_entry(
       errors.append(CaseError(case.name, case.seg, str(e), remedy))
   if errors:
     return None, errors
-  arrays["images"], grid = to_arrays(
-    {m: volumes[m] for m in MODALITIES}, settings.grid, settings.normalise, settings.spacing
-  )
+  images = {m: volumes[m] for m in MODALITIES}
+  try:
+    arrays["images"], grid = to_arrays(images, settings.grid, settings.normalise, settings.spacing)
+  except ValueError as e:
+    return None, [CaseError(case.name, case.folder, str(e), "Correct or replace the files.")]
   if seg is not None:
     arrays["labels"] = np.ascontiguousarray(grids.to_grid_labels(classes, grid))
     arrays["foreground"] = foreground_voxels(arrays["labels"])

@@ -15,7 +15,7 @@ import numpy as np
 
 from kd_jax.data.cases import Case
 from kd_jax.errors import ConfigError, UserError, some
-from kd_jax.storage import write_text
+from kd_jax.storage import load_json, write_text
 
 Folds = dict | list
 
@@ -116,7 +116,7 @@ def count(folds: Folds) -> int:
 def read(path: Path) -> Folds:
   """A folds file in any of the three forms. UserError if it is none."""
   try:
-    folds = json.loads(path.read_text())
+    folds = load_json(path)
     splits = _splits(folds)
     well_formed = bool(splits) and all(
       isinstance(names, list) and names and all(isinstance(name, str) for name in names)

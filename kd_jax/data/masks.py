@@ -12,7 +12,7 @@ from kd_jax.errors import UserError
 
 TRUTH = ("truth", "gt", "ground_truth", "groundtruth", "label", "labels", "seg", "segm", "mask")
 PREDICTION = ("prediction", "predicted", "pred", "segmentation", "seg", "mask")
-_NII = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_NII = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
 _MAP = re.compile(r"_(WT|TC|ET)$")  # probability maps that --mode=predict leaves beside a mask
 
 
@@ -28,7 +28,7 @@ def find_masks(root: Path, words: tuple[str, ...]) -> dict[str, Path]:
   Raises:
     UserError: no such folder, none in it, two files for one case.
   """
-  if not root.is_dir():
+  if not os.path.isdir(root):
     raise UserError(f"no folder {root}")
   others = set(TRUTH + PREDICTION) - set(words)
   ending = re.compile(rf"[_-]({'|'.join(words)})$", re.IGNORECASE)

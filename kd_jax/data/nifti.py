@@ -3,19 +3,34 @@
 BraTS arrays run right to left, front to back, feet to head ("LPS": index increases towards the
 patient's left, posterior, superior). Everything in the project works on arrays in these axes; a
 file that is stored otherwise is turned on reading and turned back on writing.
+
+A file is not trusted: its header is judged before a voxel is read, and no more is read (or
+decompressed) than the header promises. Reading takes at most the bytes that a voxel has in the file
+and four more a voxel (for scaled and double ones), and MAX_VOXELS bounds the voxels: 3 GiB.
 """
 
 import gzip
+import io
+import math
 import os
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
 from kd_jax.storage import write_bytes
+
+MAX_VOXELS = 2**28  # 645 a side: thirty times a BraTS scan
+VOXEL_MM = (1e-3, 1e3)  # edges beyond these are no measurement of anything
+_MAX_EXTENSIONS = 1 << 24  # bytes between header and voxels
+_SLACK = 1 << 20  # bytes after the voxels that are borne: padding, some tool's appendix
+_PIECE = 1 << 20  # bytes read in one go
+_SLAB = 1 << 17  # voxels scaled in one go
 
 _LPS = orientations.axcodes2ornt(("L", "P", "S"))
 
@@ -48,38 +63,50 @@ class Volume:
 def read(path: str | os.PathLike) -> Volume:
   """Reads a .nii or .nii.gz file. ValueError, in plain words, if it cannot be used."""
   try:
-    blob = Path(path).read_bytes()
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
+      raise ValueError("it is no regular file")
+    with open(path, "rb") as file:
+      return _decode(file)
   except OSError as e:
     raise ValueError(f"cannot be read: {e.strerror or e}") from e
-  return decode(blob)
 
 
 def decode(blob: bytes) -> Volume:
   """The volume in a file's bytes, gzipped or not. ValueError if it cannot be used."""
-  # All bytes at once: only reading to the end checks gzip's checksum, and nothing is faster.
-  if not blob:
+  return _decode(io.BytesIO(blob))
+
+
+def _decode(file: BinaryIO) -> Volume:
+  start = file.read(2)
+  if not start:
     raise ValueError("the file is empty")
+  file.seek(0)
   try:
-    raw = gzip.decompress(blob) if blob[:2] == b"\x1f\x8b" else blob
+    return _volume(gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file)
   except (EOFError, zlib.error, gzip.BadGzipFile) as e:
     raise ValueError(f"truncated or damaged gzip data ({e})") from e
-  image = _parse(raw)
+  except MemoryError as e:
+    raise ValueError("it needs more memory than there is") from e
 
-  shape = image.shape
-  if len(shape) < 3 or any(n != 1 for n in shape[3:]) or 0 in shape:
-    raise ValueError(f"expected a 3-D volume, found shape {shape}")
-  if image.get_data_dtype().kind not in "iuf":
-    raise ValueError(f"expected numbers, found voxels of type {image.get_data_dtype()}")
-  if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-    raise ValueError("the header has no usable affine (zero or not finite)")
-  data = _voxels(image).reshape(shape[:3], order="F")  # (i, j, k), without trailing 1s
 
-  orientation = orientations.io_orientation(image.affine)
+def _volume(file: BinaryIO) -> Volume:
+  header, affine = _header(file)
+  shape = header.get_data_shape()
+  stored = np.empty(math.prod(shape), header.get_data_dtype())
+  found = _fill(file, stored)
+  if found < stored.nbytes:
+    raise ValueError(f"truncated: the header promises {shape} voxels, {found} bytes of them follow")
+  # Only reading to the end checks gzip's checksum; a stream that goes on is not followed there.
+  if _fill(file, np.empty(_SLACK + 1, np.uint8)) > _SLACK:
+    raise ValueError(f"it goes on beyond the {shape} voxels that its header promises")
+  data = _scaled(stored, header).reshape(shape[:3], order="F")  # (i, j, k), without trailing 1s
+
+  orientation = orientations.io_orientation(affine)
   turn = orientations.ornt_transform(orientation, _LPS)
   return Volume(
     data=orientations.apply_orientation(data, turn),  # (D, H, W), a view
-    affine=image.affine @ orientations.inv_ornt_aff(turn, shape[:3]),
-    header=image.header,
+    affine=affine @ orientations.inv_ornt_aff(turn, shape[:3]),
+    header=header,
     file_shape=shape,
     file_orientation=orientation,
   )
@@ -121,26 +148,81 @@ def write_like(path: str | os.PathLike, data: np.ndarray, reference: Volume) -> 
   write_bytes(path, raw)
 
 
-def _parse(raw: bytes) -> nib.Nifti1Image:
-  size = raw[:4]
+def _header(file: BinaryIO) -> tuple[nib.Nifti1Header, np.ndarray]:
+  """The header and the affine of a volume that can be read; the file is left at its voxels."""
+  size = file.read(4)
   if size in (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c"):  # 348, either byte order
-    kind = nib.Nifti1Image
+    kind = nib.Nifti1Header
   elif size in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):  # 540
-    kind = nib.Nifti2Image
+    kind = nib.Nifti2Header
   else:
     raise ValueError("not a NIfTI file")
   try:
-    return kind.from_bytes(raw)
+    fixed = size + file.read(kind.template_dtype.itemsize - 4)
+    as_stored = kind(fixed, check=False)
+    offset = int(as_stored["vox_offset"])
+    if offset > _MAX_EXTENSIONS:
+      raise ValueError(f"its voxels are said to begin at byte {offset}")
+    start = fixed + file.read(max(offset - len(fixed), 0))
+    header = kind.from_fileobj(io.BytesIO(start))
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    affine = header.get_best_affine()
+    header.get_slope_inter()
+  except (EOFError, zlib.error, gzip.BadGzipFile):
+    raise
   except Exception as e:  # nibabel has no common base for what a broken header can raise
     raise ValueError(f"not a readable NIfTI header ({e})") from e
 
+  if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
+    raise ValueError(f"expected a 3-D volume, found shape {shape}")
+  if math.prod(shape) > MAX_VOXELS:
+    raise ValueError(f"its shape {shape} is more than the {MAX_VOXELS:,} voxels that are read")
+  if dtype.kind not in "iuf" or dtype.itemsize > 8:
+    raise ValueError(f"expected numbers, found voxels of type {dtype}")
+  if np.isinf(as_stored["scl_slope"]):
+    raise ValueError("the header's scale (scl_slope) is infinite")
+  _check_affine(affine)
+  # What nibabel mends in silence would be a guess here: no voxel size is taken for 1 mm.
+  edges = as_stored["pixdim"][1:4]
+  if header["sform_code"] == 0 and not (np.isfinite(edges) & (edges > 0)).all():
+    raise ValueError(f"the header's voxel size (pixdim) is {' x '.join(map(str, edges))} mm")
+  return header, affine
 
-def _voxels(image: nib.Nifti1Image) -> np.ndarray:
-  """The voxels, scaled if the header says so: unscaled ones keep their type (no float64 detour)."""
-  try:
-    data = np.asanyarray(image.dataobj)
-  except Exception as e:  # fewer bytes than the header promises
-    raise ValueError(f"truncated: the header promises {image.shape} voxels ({e})") from e
-  if data.dtype.kind == "f":
-    return data.astype(np.float32, copy=False)
-  return data.astype(data.dtype.newbyteorder("="), copy=False)
+
+def _check_affine(affine: np.ndarray) -> None:
+  unusable = ValueError("the header has no usable affine (zero or not finite)")
+  if not np.isfinite(affine).all():
+    raise unusable
+  edges = np.linalg.norm(affine[:3, :3], axis=0)
+  if not edges.all():
+    raise unusable
+  if edges.min() < VOXEL_MM[0] or edges.max() > VOXEL_MM[1]:
+    raise ValueError(f"the header's voxels are {' x '.join(f'{mm:.3g}' for mm in edges)} mm")
+  # Of unit columns, the determinant is the volume that they span: 0 where they lie in a plane.
+  if abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-3:
+    raise unusable
+
+
+def _fill(file: BinaryIO, array: np.ndarray) -> int:
+  """Reads into an array until it is full or the file ends; returns the bytes read."""
+  view, done = memoryview(array).cast("B"), 0
+  # Piece by piece: zlib inflates as much of its input as the piece can take, a thousandfold.
+  while done < len(view) and (count := file.readinto(view[done : done + _PIECE])):
+    done += count
+  return done
+
+
+def _scaled(stored: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
+  """(n,) voxels, in native byte order, scaled if the header says so: if not, integers keep their
+  type, else float32."""
+  if not stored.dtype.isnative:
+    stored = stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
+  slope, inter = (1, 0) if (both := header.get_slope_inter())[0] is None else both
+  if (slope, inter) == (1, 0):
+    with np.errstate(over="ignore"):  # infinite, and told by whoever checks values
+      return stored.astype(np.float32, copy=False) if stored.dtype.kind == "f" else stored
+  scaled = np.empty(stored.shape, np.float32)
+  with np.errstate(all="ignore"):
+    for i in range(0, len(stored), _SLAB):
+      scaled[i : i + _SLAB] = stored[i : i + _SLAB].astype(np.float64) * slope + inter
+  return scaled

@@ -1,5 +1,6 @@
 """From a case's volumes to the arrays that the networks see, in training and in deployment."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from kd_jax.data import grid as grids
 from kd_jax.data import nifti
 
+MOST_VOXELS = nifti.MAX_VOXELS  # of a grid
 FOREGROUND_VOXELS = 4096  # a class, at most; a sampler needs no more
 
 
@@ -41,6 +43,10 @@ def to_arrays(
 
   Returns:
     (C, *grid.shape) float16 (zscore) or float32 (paper), and the grid.
+
+  Raises:
+    ValueError: no brain, a grid of more than MOST_VOXELS (by a wrong voxel size), intensities
+      that cannot be normalised.
   """
   volumes = list(images.values())
   brain = volumes[0].data != 0
@@ -50,12 +56,21 @@ def to_arrays(
     box = grids.paper_grid(brain.shape)
   else:
     box = grids.brain_grid(brain, volumes[0].voxel_mm, spacing)
+  if math.prod(box.shape) > MOST_VOXELS:
+    edges = " x ".join(f"{mm:.3g}" for mm in volumes[0].voxel_mm)
+    raise ValueError(
+      f"with voxels of {edges} mm the brain would take {' x '.join(map(str, box.shape))} voxels at "
+      f"{spacing:g} mm"
+    )
   dtype = np.float32 if normalisation == "paper" else np.float16
   arrays = np.empty((len(volumes), *box.shape), dtype)
   for array, volume in zip(arrays, volumes, strict=True):
     # Crop before any float arithmetic: a brain's box is a third of its scan.
-    x = normalise(volume.data[box.box], normalisation)
-    array[:] = grids.to_grid_image(x, box.cropped)
+    with np.errstate(all="ignore"):  # judged below
+      x = normalise(volume.data[box.box], normalisation)
+      array[:] = grids.to_grid_image(x, box.cropped)
+    if not np.isfinite(array).all():
+      raise ValueError("its intensities are too extreme to be normalised")
   return arrays, box
 
 

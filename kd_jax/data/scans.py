@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kd_jax.data.cases import Case, cases_under, nifti_stem, parse_name, visible
 from kd_jax.errors import CaseError, UserError
+from kd_jax.storage import load_json, read_text
 
 _FORMS = (
   "accepted are: a NIfTI file (.nii or .nii.gz), a BraTS case folder or a folder of such cases, an "
@@ -18,7 +19,8 @@ _FORMS = (
   "dcm2niix (docs/clinical-scans.md)"
 )
 
-_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.nii(?:\.gz)?$", re.IGNORECASE)  # nnU-Net
+# nnU-Net
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>[0-9]{4})\.nii(?:\.gz)?\Z", re.I | re.DOTALL)
 _DATASET_JSON = "dataset.json"
 
 # A channel's name in an nnU-Net dataset.json, its letters and digits in lower case -> modality.
@@ -77,6 +79,9 @@ def find_scans(
     scans, errors = _find(path, modalities)
   seen: dict[str, Scan] = {}
   for scan in scans:
+    if scan.name in ("", ".", ".."):  # as a folder's name, it would lead out of the output
+      file = next(iter(scan.images.values()))
+      raise UserError(f"{file}: {scan.name!r} cannot be a scan's name; rename the file")
     key = scan.name.casefold()  # some file systems see no difference between A and a
     if key in seen:
       first, second = (next(iter(s.images.values())) for s in (seen[key], scan))
@@ -101,8 +106,8 @@ def _find(path: Path, modalities: Sequence[str]) -> tuple[list[Scan], list[CaseE
 def _listed(path: Path, modalities: Sequence[str]) -> tuple[list[Scan], list[CaseError]]:
   """The scans of a text file of paths."""
   try:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-  except (OSError, UnicodeDecodeError) as e:
+    lines = read_text(path).splitlines()
+  except (OSError, ValueError) as e:
     raise UserError(f"cannot read {path}: {e}; expected UTF-8 text with one path a line") from e
   scans, errors = [], []
   for number, line in enumerate(lines, start=1):
@@ -131,7 +136,8 @@ def _single_file(path: Path, modalities: Sequence[str]) -> Scan:
       f"{modality} image, or rename the file if its name is wrong"
     )
   # As in case folders, t1ce.nii.gz is named after its folder.
-  return Scan(case or path.resolve().parent.name or modality, {modality: path})
+  folder = os.path.basename(os.path.dirname(os.path.realpath(path)))
+  return Scan(case or folder or modality, {modality: path})
 
 
 def _only(modalities: Sequence[str], path: Path) -> str:
@@ -146,7 +152,8 @@ def _only(modalities: Sequence[str], path: Path) -> str:
 
 def _in_folder(folder: Path, modalities: Sequence[str]) -> tuple[list[Scan], list[CaseError]]:
   # A link that leads nowhere stays in: reading it fails under the scan's name.
-  files = sorted(f for f in visible(folder) if nifti_stem(f.name) is not None and not f.is_dir())
+  files = [f for f in visible(folder) if nifti_stem(f.name) is not None]
+  files = sorted(f for f in files if not os.path.isdir(f))
   images = [f for f in files if (parse_name(f.name) or ("", ""))[1] != "seg"]
   channels = [_CHANNEL.match(f.name) for f in images]
   if images and all(channels):
@@ -161,7 +168,7 @@ def _in_folder(folder: Path, modalities: Sequence[str]) -> tuple[list[Scan], lis
   if images:
     modality = _only(modalities, folder)
     return [Scan(nifti_stem(f.name), {modality: f}) for f in images], []
-  inner = [name for name in ("imagesTs", "imagesTr") if (folder / name).is_dir()]
+  inner = [name for name in ("imagesTs", "imagesTr") if os.path.isdir(folder / name)]
   hint = f"; for an nnU-Net data set give {folder / inner[0]}" if inner else ""
   raise UserError(f"no scan found in {folder}{hint}; {_FORMS}")
 
@@ -261,12 +268,12 @@ def _channels(
 
 def _channel_names(folder: Path) -> dict[int, str] | None:
   """channel_names (nnU-Net v2) or modality (v1) of the folder's or its parent's dataset.json."""
-  for place in (folder, folder.resolve().parent):
+  for place in (folder, Path(os.path.realpath(folder)).parent):
     path = place / _DATASET_JSON
-    if not path.is_file():
+    if not os.path.isfile(path):
       continue
     try:
-      content = json.loads(path.read_text(encoding="utf-8"))
+      content = load_json(path)
       names = content["channel_names"] if "channel_names" in content else content["modality"]
       return {int(channel): str(name) for channel, name in names.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
