@@ -14,7 +14,7 @@ from clu import parameter_overview
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kd_jax import __version__, inference, optim, processes
+from kd_jax import __version__, inference, lock, optim, processes
 from kd_jax import config as config_lib
 from kd_jax import step as step_lib
 from kd_jax.checkpoint import Checkpoints
@@ -50,8 +50,15 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     terminal: where to tell.
 
   Raises:
-    UserError: a setting, a file or a loss that a person has to look at.
+    UserError: a setting, a file or a loss that a person has to look at; or another run that
+      works in the directory.
   """
+  alone = lock.held(workdir, terminal.line) if processes.first() else contextlib.nullcontext()
+  with alone:
+    _train(raw, workdir, terminal)
+
+
+def _train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   config = config_lib.parse(raw)
 
   # --- Work directory and data ---
