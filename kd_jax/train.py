@@ -89,6 +89,7 @@ def _train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
       key=augment_key,
       ema_decay=config.optim.ema_decay,
       accumulate=config.train.accumulate,
+      skip_nonfinite=config.train.skip_nonfinite > 0,
     ),
     mesh,
   )
@@ -113,6 +114,7 @@ def _train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     group: Plateau(**notes.get("plateau", {}).get(group, {})) for group in config.optim.groups
   }
   best = notes.get("best", {})
+  skipped = notes.get("skipped", 0)  # steps that were not finite, in all
 
   # --- Logs ---
   log = RunLog(workdir, terminal, first) if processes.first() else NoLog()
@@ -139,7 +141,7 @@ def _train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   # --- The loop ---
   def save(step: int, score: float | None = None) -> None:
     standing = {group: dataclasses.asdict(plateau) for group, plateau in plateaus.items()}
-    notes = {"plateau": standing, "best": best, "next_batch": step}
+    notes = {"plateau": standing, "best": best, "next_batch": step, "skipped": skipped}
     checkpoints.save(step, state, notes, score)
 
   shardings = step_lib.batch_sharding(mesh)
@@ -178,13 +180,21 @@ def _train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
 
       if log_now or save_now:  # nothing is saved before it was looked at
         values = window.close(config.data.batch)
-        if values.non_finite:
-          checkpoints.wait()
-          error = _non_finite(*values.non_finite, workdir, checkpoints.steps())
-          log.line(f"error: {error}", terminal=False)
-          raise error
+        for bad in values.non_finite:
+          skipped += 1
+          if skipped > config.train.skip_nonfinite:
+            checkpoints.wait()
+            error = _non_finite(*bad, skipped - 1, workdir, checkpoints.steps())
+            log.line(f"error: {error}", terminal=False)
+            raise error
+          most = config.train.skip_nonfinite
+          log.line(f"step {bad[0]} is left out: {bad[1]} is {bad[2]} ({skipped} of {most} at most)")
         numbers = values.means | memory()
-        numbers |= {f"lr/{g}": rate for g, rate in rates(step - 1, state.lr_scale).items()}
+        if config.train.skip_nonfinite:
+          numbers["skipped"] = skipped  # so far, in all
+        numbers |= {
+          f"lr/{g}": rate for g, rate in rates(step - 1 - skipped, state.lr_scale).items()
+        }
         log.scalars(step, {f"train/{name}": value for name, value in numbers.items()})
         left = duration((total_steps - step) * numbers["seconds_per_step"])
         line = f"step {step}/{total_steps}  epoch {epoch + 1}  {_summary(numbers)}  {left} left"
@@ -287,13 +297,15 @@ def _lower_rate(state: TrainState, group: str, factor: float) -> TrainState:
 
 
 def _non_finite(
-  step: int, name: str, value: float, workdir: Path, kept: Sequence[int]
+  step: int, name: str, value: float, skipped: int, workdir: Path, kept: Sequence[int]
 ) -> NonFiniteError:
+  before = f" after {skipped} such steps that were left out" if skipped else ""
   sound = f"The checkpoint of step {kept[-1]} in {workdir} is sound. " if kept else ""
   return NonFiniteError(
-    f"step {step}: {name} is {value}. {sound}Lower the learning rate "
+    f"step {step}: {name} is {value}{before}. {sound}Lower the learning rate "
     "(optim.student.learning_rate, optim.cohort.learning_rate), clip gradients "
-    "(optim.*.clip_norm), or look at the cases with --mode=prepare."
+    "(optim.*.clip_norm), look at the cases with --mode=prepare, or let a few such steps pass "
+    "(train.skip_nonfinite)."
   )
 
 
