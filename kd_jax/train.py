@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from kd_jax import __version__, inference, lock, optim, processes
 from kd_jax import config as config_lib
 from kd_jax import step as step_lib
-from kd_jax.checkpoint import Checkpoints
+from kd_jax.checkpoint import Checkpoints, set_aside_damaged
 from kd_jax.config import CONFIG_FILE, Config
 from kd_jax.data import augment, pipeline
 from kd_jax.data.cache import error_table
@@ -60,6 +60,11 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
 
 def _train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   config = config_lib.parse(raw)
+  told: list[str] = []  # before there is a log
+
+  def tell(text: str) -> None:
+    terminal.line(text)
+    told.append(text)
 
   # --- Work directory and data ---
   changed = _claim_workdir(workdir, raw)
@@ -104,6 +109,9 @@ def _train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     init_key,
     ema=config.optim.ema_decay > 0,
   )
+  with processes.first_before_others():
+    if processes.first():
+      set_aside_damaged(workdir, tell)
   checkpoints = Checkpoints(workdir, config.train.keep)
   if steps := checkpoints.steps():
     state, notes = checkpoints.restore(steps[-1], jax.eval_shape(new_state), replicated)
@@ -120,6 +128,8 @@ def _train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   log = RunLog(workdir, terminal, first) if processes.first() else NoLog()
   rates = optim.learning_rates(config.optim.groups, total_steps)
   _introduce(log, config, workdir, dataset, mesh, state, first, total_steps, changed)
+  for text in told:
+    log.line(text, terminal=False)
 
   # --- Validation ---
   watched = {
