@@ -68,7 +68,7 @@ def _train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
 
   # --- Work directory and data ---
   changed = _claim_workdir(workdir, raw)
-  dataset = open_dataset(config.data, workdir, terminal.progress)
+  dataset = open_dataset(config.data, workdir, terminal.progress, tell)
   if processes.first():
     write_subjects(workdir / SUBJECTS_FILE, *_subjects(dataset))
   steps_per_epoch = config.train.steps_per_epoch or max(1, len(dataset.train) // config.data.batch)

@@ -102,7 +102,11 @@ def verify_entry(path: str | os.PathLike) -> None:
   """Reads an entry's arrays in full and compares their checksums. UserError if one differs."""
   path = Path(path)
   for name, crc in open_entry(path).meta["crc32"].items():
-    if zlib.crc32(np.load(path / f"{name}.npy")) != crc:
+    try:
+      sound = zlib.crc32(np.load(path / f"{name}.npy")) == crc
+    except (OSError, ValueError) as e:
+      raise UserError(f"{path / name}.npy cannot be read: {e}") from e
+    if not sound:
       raise UserError(f"{path / name}.npy is damaged; delete {path} and prepare again")
 
 
