@@ -12,7 +12,6 @@ import os
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -29,7 +28,7 @@ from kd_jax.data.entry import (
   verify_entry,
 )
 from kd_jax.errors import CaseError, UserError
-from kd_jax.storage import write_text
+from kd_jax.storage import is_abandoned, write_text
 
 __all__ = [
   "CacheSettings",
@@ -41,7 +40,6 @@ __all__ = [
   "verify_entry",
 ]
 
-_STALE_SECONDS = 3600
 _INDEX = "files.json"
 _SAVE_INDEX_EVERY = 50  # cases
 
@@ -274,24 +272,8 @@ def _remove_entry(path: Path) -> None:
 def sweep(cache_dir: Path) -> None:
   """Removes what killed runs left: of dead processes of this machine, or an hour old."""
   for path in cache_dir.glob("tmp-*"):
-    try:
-      host, pid = path.name.removeprefix("tmp-").rsplit("-", 2)[:2]
-      dead = host == socket.gethostname() and not _alive(int(pid))
-      old = time.time() - path.stat().st_mtime > _STALE_SECONDS
-    except (ValueError, OSError):  # not one of ours, or just renamed
-      continue
-    if dead or old:
+    if is_abandoned(path, path.name.removeprefix("tmp-").rpartition("-")[0]):
       if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
       else:
         path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return False
-  except PermissionError:
-    pass
-  return True
