@@ -43,8 +43,9 @@ def is_abandoned(path: Path, writer: str) -> bool:
   """
   host, _, pid = writer.rpartition("-")
   try:
-    dead = host == socket.gethostname() and not _alive(int(pid))
-    return dead or time.time() - path.stat().st_mtime > _STALE_SECONDS
+    if host == socket.gethostname():  # whatever the clock says
+      return not _alive(int(pid))
+    return time.time() - path.stat().st_mtime > _STALE_SECONDS
   except (ValueError, OSError):  # not one of ours, or just renamed
     return False
 

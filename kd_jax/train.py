@@ -14,7 +14,7 @@ from clu import parameter_overview
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kd_jax import __version__, inference, lock, optim, processes
+from kd_jax import __version__, inference, lock, optim, processes, provenance
 from kd_jax import config as config_lib
 from kd_jax import step as step_lib
 from kd_jax.checkpoint import Checkpoints, set_aside_damaged
@@ -130,6 +130,9 @@ def _train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   _introduce(log, config, workdir, dataset, mesh, state, first, total_steps, changed)
   for text in told:
     log.line(text, terminal=False)
+  if processes.first():
+    made = provenance.record(workdir, step=first, seed=config.seed)
+    log.line(f"seed {config.seed}, {provenance.source(made)}; all of it: {provenance.RUN_FILE}")
 
   # --- Validation ---
   watched = {
