@@ -7,8 +7,11 @@ leaves the last one whole, and a disk that forgets is noticed. The data's positi
 number: see data/pipeline.py.
 """
 
+import contextlib
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from errno import EACCES, EDQUOT, EIO, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +50,11 @@ class Checkpoints:
       cleanup_tmp_directories=not read_only,
       create=not read_only,
       read_only=read_only,
-      async_options=ocp.AsyncOptions(post_finalization_callback=self._note_checksums),
+      async_options=ocp.AsyncOptions(
+        post_finalization_callback=self._note_checksums,
+        # Else threads wait 20 minutes for folders that cannot be made, and the process with them.
+        create_directories_asynchronously=False,
+      ),
     )
     self.folder = workdir.absolute() / FOLDER
     self._begun = -1  # the step whose checkpoint was begun last
@@ -80,19 +87,23 @@ class Checkpoints:
       state: after that step.
       notes: what the host knows, as JSON.
       score: of a validation after that step, higher is better.
+
+    Raises:
+      UserError: this checkpoint or the one begun before cannot be written.
     """
     self.wait()
     self._begun = step
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        networks=ocp.args.StandardSave(_networks(state)),
-        training=ocp.args.StandardSave(_training(state)),
-        notes=ocp.args.JsonSave(notes),
-      ),
-      metrics=None if score is None else {_SCORE: score},
-      force=True,
-    )
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          networks=ocp.args.StandardSave(_networks(state)),
+          training=ocp.args.StandardSave(_training(state)),
+          notes=ocp.args.JsonSave(notes),
+        ),
+        metrics=None if score is None else {_SCORE: score},
+        force=True,
+      )
 
   def restore(self, step: int, abstract: TrainState, sharding: Sharding) -> tuple[TrainState, dict]:
     """The state and the notes of a checkpoint.
@@ -133,11 +144,28 @@ class Checkpoints:
     return Networks(**self._manager.restore(step, args=args).networks)
 
   def wait(self) -> None:
-    """Until all that was begun is on disk; raises what went wrong there."""
-    self._manager.wait_until_finished()
+    """Until all that was begun is on disk; raises what went wrong there, UserError for the disk."""
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    self._manager.close()
+    with self._writing():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Says what a disk's refusal means; Orbax raises it as an OSError or within another error."""
+    try:
+      yield
+    except Exception as e:
+      refusals = [os.strerror(n) for n in (ENOSPC, EDQUOT, EROFS, EACCES, EPERM, EIO)]
+      why = next((reason for reason in refusals if reason in str(e)), None)
+      if why is None and not isinstance(e, OSError):
+        raise
+      raise UserError(
+        f"cannot write the checkpoint of step {self._begun} in {self.folder}: {why or e}. The ones "
+        "before it are as they were; make room and start again"
+      ) from e
 
   def _note_checksums(self) -> None:
     """Called by Orbax where all is written and only the renaming is left."""
