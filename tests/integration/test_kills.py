@@ -12,13 +12,13 @@ import pytest
 from program import Place, arrays, checkpoint_steps, numbers
 
 # A student alone compiles in a fraction of the time; the run is long enough for 20 kills.
-STEPS = 240
+STEPS = 60
 RUN = {
   "variant": "student_only",
-  "train__epochs": 12,
+  "train__epochs": 3,
   "train__steps_per_epoch": 20,
-  "train__validate_every": 2,
-  "train__save_every": 7,
+  "train__validate_every": 1,
+  "train__save_every": 3,
   "train__log_every": 5,
 }
 # What a kill waits for; then it waits a random while longer.
@@ -52,7 +52,7 @@ def kill(
     "loop": lambda: log.exists() and log.read_text().count("compiled in") > compiled,
   }[moment]
   wait(process, come)
-  time.sleep(seconds * {"start": 12, "cache": 0.01, "checkpoint": 0.05, "loop": 1}[moment])
+  time.sleep(seconds * {"start": 8, "cache": 0.01, "checkpoint": 0.05, "loop": 1}[moment])
   over = process.poll() is not None
   process.kill()
   output = process.communicate()[0]
@@ -76,7 +76,7 @@ def test_twenty_kills_change_nothing(place: Place):
       reached = checkpoint_steps(workdir) if (workdir / "checkpoints").exists() else []
       kills.append((moment, reached[-1] if reached else 0))
       most = max(most, len(temporary(folder)))
-  print("killed while waiting for, and the last checkpoint then:", *kills)
+      print("killed while waiting for, last checkpoint:", *kills[-1], flush=True)
   print("temporary files at most:", most)
   assert len(kills) == len(MOMENTS), "the run was over too soon"
   assert most <= 4, "temporary files grow"
