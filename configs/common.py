@@ -99,6 +99,7 @@ def base(name: str, root: str) -> ConfigDict:
         "space": 1,
         "accumulate": 1,
         "remat": "none",  # or norms, stages: less memory
+        "skip_nonfinite": 0,  # steps that may be left out for it, in all; 0 stops at once
         "log_every": 10,
         "save_every": 250,
         "keep": 2,

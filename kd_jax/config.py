@@ -60,6 +60,8 @@ class TrainSettings:
     space: devices that share one volume; the rest of them share the batch.
     accumulate: parts of a batch that are computed one after the other (accumulate.py).
     remat: what is kept for the backward pass: "none", "norms" or "stages" (models/remat.py).
+    skip_nonfinite: steps of a run, in all, that may be left out because a loss or gradient was NaN
+      or infinite; one more stops it. 0 stops at the first.
     log_every: steps between two lines of the log.
     save_every: steps between two checkpoints, beside the one after each validation.
     keep: latest checkpoints kept, beside the best.
@@ -73,6 +75,7 @@ class TrainSettings:
   space: int
   accumulate: int
   remat: str
+  skip_nonfinite: int
   log_every: int
   save_every: int
   keep: int
@@ -112,6 +115,7 @@ MAY_CHANGE = (
   "train.space",
   "train.accumulate",
   "train.remat",
+  "train.skip_nonfinite",
   "train.log_every",
   "train.save_every",
   "train.keep",
@@ -319,7 +323,7 @@ def _check(config: Config) -> None:
     raise ConfigError(
       f"train.accumulate = {train.accumulate} does not divide data.batch = {data.batch}"
     )
-  for name in ("steps_per_epoch", "validate_cases", "pictures"):
+  for name in ("steps_per_epoch", "skip_nonfinite", "validate_cases", "pictures"):
     _within(f"train.{name}", getattr(train, name), 0, 1 << 30)
   for name in ("flip", "spatial", "intensity", "artefact"):
     _within(f"augment.{name}", getattr(config.augment, name), 0, 1)

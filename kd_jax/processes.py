@@ -145,5 +145,10 @@ def none_left_waiting() -> Iterator[None]:
       print(f"error: {error}", file=sys.stderr)
     else:
       traceback.print_exc()
+      print(
+        f"error: process {jax.process_index()} of {jax.process_count()} ends, see above. Perhaps "
+        "another one was lost. Start all of them again: training goes on from its last checkpoint",
+        file=sys.stderr,
+      )
     sys.stderr.flush()
     os._exit(1)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import rich.console
 import rich.progress
-from tensorboardX import SummaryWriter
 
-from kd_jax.errors import one_line, printable
+from kd_jax.board import Board
+from kd_jax.errors import UserError, one_line, printable
 from kd_jax.storage import write_text
 
 NUMBERS_FILE = "metrics.jsonl"
@@ -82,48 +82,64 @@ class Terminal:
 class RunLog:
   """The records of one work directory.
 
+  Its methods raise UserError where the files cannot be written.
+
   On a resumed run, what earlier processes recorded beyond `step` is removed: those steps are done
   again.
   """
 
   def __init__(self, workdir: Path, terminal: Terminal, step: int):
     self._terminal = terminal
-    workdir.mkdir(parents=True, exist_ok=True)
-    _truncate(workdir, step)
-    self._numbers = (workdir / NUMBERS_FILE).open("a")
-    self._text = (workdir / "train.log").open("a")
-    self._board = SummaryWriter(
-      str(workdir / "tensorboard"),
-      purge_step=step + 1 if step else None,
-      filename_suffix=f".{step:09}",  # two starts in one second must not share a file
-    )
+    self._workdir = workdir
+    with self._writing():
+      workdir.mkdir(parents=True, exist_ok=True)
+      _truncate(workdir, step)
+      self._numbers = (workdir / NUMBERS_FILE).open("a")
+      self._text = (workdir / "train.log").open("a")
+      # The suffix: two starts in one second must not share a file.
+      self._board = Board(workdir / "tensorboard", step + 1 if step else None, f".{step:09}")
 
   def line(self, text: str, terminal: bool = True) -> None:
     """A line for people, on the terminal and in train.log."""
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-    lines = [f"{stamp} {part}" for part in printable(text).splitlines()]
-    print("\n".join(lines), file=self._text, flush=True)
     if terminal:
       self._terminal.line(text)
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+    with self._writing():
+      lines = [f"{stamp} {part}" for part in printable(text).splitlines()]
+      print("\n".join(lines), file=self._text, flush=True)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Numbers at a step, to TensorBoard and metrics.jsonl."""
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
-    print(json.dumps({"step": step, **values}), file=self._numbers, flush=True)
+    with self._writing():
+      for name, value in values.items():
+        self._board.scalar(step, name, value)
+      self._board.flush()
+      print(json.dumps({"step": step, **values}), file=self._numbers, flush=True)
 
   def text(self, name: str, text: str) -> None:
     """Preformatted text, to TensorBoard."""
-    self._board.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()))
+    with self._writing():
+      self._board.text(name, "\n".join(f"    {line}" for line in text.splitlines()))
 
   def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
     """(height, width, 3) uint8, to TensorBoard."""
-    self._board.add_image(name, pixels, step, dataformats="HWC")
+    with self._writing():
+      self._board.picture(step, name, pixels)
 
   def close(self) -> None:
-    self._board.close()
-    self._numbers.close()
-    self._text.close()
+    for file in (self._board, self._numbers, self._text):
+      with contextlib.suppress(OSError):  # what a flush could not write was told then
+        file.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as e:
+      raise UserError(
+        f"cannot write the logs in {self._workdir}: {e.strerror or e}. The checkpoints are as they "
+        "were; make room and start again"
+      ) from e
 
 
 class NoLog:

@@ -81,6 +81,7 @@ def make_train_step(
   augment: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
   ema_decay: float = 0.0,
   accumulate: int = 1,
+  skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
   """The step as a pure function of state, batch and the run's key, for `compile_step`.
 
@@ -97,6 +98,9 @@ def make_train_step(
     ema_decay: of the student's average; 0 for none.
     accumulate: parts of the batch that go through the networks one after the other; the step is
       the same, see accumulate.py.
+    skip_nonfinite: where a loss, a gradient or a score is NaN or infinite, the step leaves
+      everything but its number as it was, and says so in the metric `skipped` (0 or 1). Costs the
+      memory of a second state.
   """
 
   def forward(params: Params, images: jax.Array) -> Outputs:
@@ -111,7 +115,7 @@ def make_train_step(
       images, labels = augment(jax.random.fold_in(key, state.step), images, labels)
     brain = jnp.any(images != 0, axis=1)  # (B, D, H, W)
     new_epoch = state.step % steps_per_epoch == 0
-    belief = confidence_lib.begin_step(state.confidence, new_epoch, confidence)
+    belief = begun = confidence_lib.begin_step(state.confidence, new_epoch, confidence)
     share = distillation_share(state.step / steps_per_epoch, loss)
 
     def loss_of(outputs: Outputs) -> tuple[jax.Array, Metrics]:
@@ -158,6 +162,11 @@ def make_train_step(
       lr_scale=state.lr_scale,
       ema=_average(state, params["student"], ema_decay),
     )
+    if skip_nonfinite:
+      finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
+      kept = state.replace(step=new_state.step, confidence=begun)  # a new epoch begins all the same
+      new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, kept)
+      metrics["skipped"] = 1.0 - finite
     return new_state, metrics
 
   return train_step

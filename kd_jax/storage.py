@@ -1,9 +1,12 @@
 """Files that appear complete or not at all."""
 
 import contextlib
+import glob
 import json
 import os
+import socket
 import stat
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,15 +14,22 @@ from typing import Any
 from kd_jax.errors import UserError
 
 MOST_BYTES = 1 << 26  # of a settings file, a list, a table: 64 MiB
+_STALE_SECONDS = 3600
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-  """Writes under a temporary name beside the target, then renames. UserError if it cannot."""
+  """Writes under a temporary name beside the target, then renames. UserError if it cannot.
+
+  What processes that were killed have left of the same file is removed.
+  """
   name = os.fsencode(path.name)
-  own = path.name if len(name) < 200 else f"{zlib.crc32(name):08x}"  # 255 bytes may be the most
-  temporary = path.with_name(f".{own}.{os.getpid()}.tmp")
+  own = path.name if len(name) < 150 else f"{zlib.crc32(name):08x}"  # 255 bytes may be the most
+  temporary = path.with_name(f".{own}.{socket.gethostname()}-{os.getpid()}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(own)}.*.tmp"):
+      if is_abandoned(left, left.name.removesuffix(".tmp").removeprefix(f".{own}.")):
+        left.unlink(missing_ok=True)
     temporary.write_bytes(content)
     os.replace(temporary, path)
   except OSError as e:
@@ -27,6 +37,32 @@ def write_bytes(path: Path, content: bytes) -> None:
   finally:
     with contextlib.suppress(OSError):  # what went wrong above is what is told
       temporary.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path, writer: str) -> bool:
+  """Whether whoever wrote a temporary file or folder is gone.
+
+  Args:
+    path: the file.
+    writer: HOST-PID. A process of this machine is asked for; of others, an hour is enough.
+  """
+  host, _, pid = writer.rpartition("-")
+  try:
+    if host == socket.gethostname():  # whatever the clock says
+      return not _alive(int(pid))
+    return time.time() - path.stat().st_mtime > _STALE_SECONDS
+  except (ValueError, OSError):  # not one of ours, or just renamed
+    return False
+
+
+def _alive(pid: int) -> bool:
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass
+  return True
 
 
 def write_text(path: Path, content: str) -> None:

@@ -14,10 +14,10 @@ from clu import parameter_overview
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kd_jax import __version__, inference, optim, processes
+from kd_jax import __version__, inference, lock, optim, processes, provenance
 from kd_jax import config as config_lib
 from kd_jax import step as step_lib
-from kd_jax.checkpoint import Checkpoints
+from kd_jax.checkpoint import Checkpoints, set_aside_damaged
 from kd_jax.config import CONFIG_FILE, Config
 from kd_jax.data import augment, pipeline
 from kd_jax.data.cache import error_table
@@ -50,15 +50,30 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     terminal: where to tell.
 
   Raises:
-    UserError: a setting, a file or a loss that a person has to look at.
+    UserError: a setting, a file or a loss that a person has to look at; or another run that
+      works in the directory.
   """
   config = config_lib.parse(raw)
   mesh = make_mesh(config.train.space)
   _check_mesh(config, mesh)  # before any work
+  alone = lock.held(workdir, terminal.line) if processes.first() else contextlib.nullcontext()
+  with alone:
+    _train(config, raw, mesh, workdir, terminal)
+
+
+def _train(
+  config: Config, raw: Mapping[str, Any], mesh: Mesh, workdir: Path, terminal: Terminal
+) -> None:
+  """`train`, with the work directory to itself."""
+  told: list[str] = []  # before there is a log
+
+  def tell(text: str) -> None:
+    terminal.line(text)
+    told.append(text)
 
   # --- Work directory and data ---
   changed = _claim_workdir(workdir, raw)
-  dataset = open_dataset(config.data, workdir, terminal.progress)
+  dataset = open_dataset(config.data, workdir, terminal.progress, tell)
   if processes.first():
     write_subjects(workdir / SUBJECTS_FILE, *_subjects(dataset))
   steps_per_epoch = config.train.steps_per_epoch or max(1, len(dataset.train) // config.data.batch)
@@ -80,6 +95,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
       augment=_augmentation(config),
       ema_decay=config.optim.ema_decay,
       accumulate=config.train.accumulate,
+      skip_nonfinite=config.train.skip_nonfinite > 0,
     ),
     mesh,
   )
@@ -95,6 +111,9 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     init_key,
     ema=config.optim.ema_decay > 0,
   )
+  with processes.first_before_others():
+    if processes.first():
+      set_aside_damaged(workdir, tell)
   checkpoints = Checkpoints(workdir, config.train.keep)
   if steps := checkpoints.steps():
     state, notes = checkpoints.restore(steps[-1], jax.eval_shape(new_state), replicated)
@@ -105,11 +124,17 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
     group: Plateau(**notes.get("plateau", {}).get(group, {})) for group in config.optim.groups
   }
   best = notes.get("best", {})
+  skipped = notes.get("skipped", 0)  # steps that were not finite, in all
 
   # --- Logs ---
   log = RunLog(workdir, terminal, first) if processes.first() else NoLog()
   rates = optim.learning_rates(config.optim.groups, total_steps)
   _introduce(log, config, workdir, dataset, mesh, state, first, total_steps, changed)
+  for text in told:
+    log.line(text, terminal=False)
+  if processes.first():
+    made = provenance.record(workdir, step=first, seed=config.seed)
+    log.line(f"seed {config.seed}, {provenance.source(made)}; all of it: {provenance.RUN_FILE}")
 
   # --- Validation ---
   watched = {
@@ -133,7 +158,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
   # --- The loop ---
   def save(step: int, result: Validation | None) -> None:
     standing = {group: dataclasses.asdict(plateau) for group, plateau in plateaus.items()}
-    notes = {"plateau": standing, "best": best, "next_batch": step}
+    notes = {"plateau": standing, "best": best, "next_batch": step, "skipped": skipped}
     if result:
       notes["smallest_et"] = result.smallest_et
     checkpoints.save(step, state, notes, result.score if result else None)
@@ -174,13 +199,21 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
 
       if log_now or save_now:  # nothing is saved before it was looked at
         values = window.close(config.data.batch)
-        if values.non_finite:
-          checkpoints.wait()
-          error = _non_finite(*values.non_finite, workdir, checkpoints.steps())
-          log.line(f"error: {error}", terminal=False)
-          raise error
+        for bad in values.non_finite:
+          skipped += 1
+          if skipped > config.train.skip_nonfinite:
+            checkpoints.wait()
+            error = _non_finite(*bad, skipped - 1, workdir, checkpoints.steps())
+            log.line(f"error: {error}", terminal=False)
+            raise error
+          most = config.train.skip_nonfinite
+          log.line(f"step {bad[0]} is left out: {bad[1]} is {bad[2]} ({skipped} of {most} at most)")
         numbers = values.means | memory()
-        numbers |= {f"lr/{g}": rate for g, rate in rates(step - 1, state.lr_scale).items()}
+        if config.train.skip_nonfinite:
+          numbers["skipped"] = skipped  # so far, in all
+        numbers |= {
+          f"lr/{g}": rate for g, rate in rates(step - 1 - skipped, state.lr_scale).items()
+        }
         log.scalars(step, {f"train/{name}": value for name, value in numbers.items()})
         left = duration((total_steps - step) * numbers["seconds_per_step"])
         line = f"step {step}/{total_steps}  epoch {epoch + 1}  {_summary(numbers)}  {left} left"
@@ -285,13 +318,15 @@ def _lower_rate(state: TrainState, group: str, factor: float) -> TrainState:
 
 
 def _non_finite(
-  step: int, name: str, value: float, workdir: Path, kept: Sequence[int]
+  step: int, name: str, value: float, skipped: int, workdir: Path, kept: Sequence[int]
 ) -> NonFiniteError:
+  before = f" after {skipped} such steps that were left out" if skipped else ""
   sound = f"The checkpoint of step {kept[-1]} in {workdir} is sound. " if kept else ""
   return NonFiniteError(
-    f"step {step}: {name} is {value}. {sound}Lower the learning rate "
+    f"step {step}: {name} is {value}{before}. {sound}Lower the learning rate "
     "(optim.student.learning_rate, optim.cohort.learning_rate), clip gradients "
-    "(optim.*.clip_norm), or look at the cases with --mode=prepare."
+    "(optim.*.clip_norm), look at the cases with --mode=prepare, or let a few such steps pass "
+    "(train.skip_nonfinite)."
   )
 
 

@@ -89,7 +89,7 @@ def test_a_window_means_its_steps_and_finds_the_first_bad_number():
   window.add(1, {"loss/student": np.float32(1), "dice/student/WT": np.float32(0)})
   window.add(2, {"loss/student": np.float32(3), "dice/student/WT": np.float32(1)})
   values = window.close(batch=2)
-  assert values.non_finite is None
+  assert values.non_finite == []
   assert values.means["loss/student"] == 2 and values.means["dice/student/WT"] == 0.5
   assert values.means["samples_per_second"] == pytest.approx(2 / values.means["seconds_per_step"])
 
@@ -97,7 +97,19 @@ def test_a_window_means_its_steps_and_finds_the_first_bad_number():
   window.add(7, {"loss/student": np.float32(1), "grad_norm/student": np.float32(1)})
   bad = {"loss/student": np.nan, "loss/kd/t2": np.inf, "grad_norm/student": np.nan}
   window.add(8, {name: np.float32(x) for name, x in bad.items()})
-  assert window.close(batch=1).non_finite == (8, "loss/kd/t2", float("inf"))
+  assert window.close(batch=1).non_finite == [(8, "loss/kd/t2", float("inf"))]
+
+
+def test_a_skipped_step_is_named_and_spoils_no_mean():
+  window = Window()
+  for step, loss, skipped in ((1, 1.0, 0), (2, np.nan, 1), (3, 3.0, 0)):
+    window.add(step, {"loss/student": np.float32(loss), "skipped": np.float32(skipped)})
+  values = window.close(batch=1)
+  assert values.means["loss/student"] == 2
+  assert [bad[:2] for bad in values.non_finite] == [(2, "loss/student")]
+  window = Window()
+  window.add(4, {"loss/student": np.float32(np.nan), "skipped": np.float32(1)})
+  assert np.isnan(window.close(batch=1).means["loss/student"])
 
 
 def test_a_picture_shows_the_slice_with_most_tumour():

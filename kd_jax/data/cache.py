@@ -2,6 +2,7 @@
 
 The cache is a folder of entries (entry.py), one a case and setting, and files.json, which
 remembers the hash of each source file by its size and time, so that unchanged files are not read.
+What is there is read once and held against its checksums; a damaged entry is made again.
 """
 
 import concurrent.futures as futures
@@ -11,7 +12,6 @@ import os
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -28,7 +28,7 @@ from kd_jax.data.entry import (
   verify_entry,
 )
 from kd_jax.errors import CaseError, UserError, one_line
-from kd_jax.storage import write_text
+from kd_jax.storage import is_abandoned, write_text
 
 __all__ = [
   "CacheSettings",
@@ -40,7 +40,6 @@ __all__ = [
   "verify_entry",
 ]
 
-_STALE_SECONDS = 3600
 _INDEX = "files.json"
 _SAVE_INDEX_EVERY = 50  # cases
 
@@ -55,6 +54,7 @@ def prepare(
   settings: CacheSettings,
   workers: int | None = None,
   progress: Callable[[int, int, str], None] | None = None,
+  tell: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Path], list[CaseError]]:
   """Makes the entries that are not there yet, and finds everything that is wrong with the rest.
 
@@ -64,6 +64,7 @@ def prepare(
     settings: what the entries look like.
     workers: processes; None for one a core (16 at most), 0 or 1 for this process alone.
     progress: called with (cases done, cases in all, name of the latest).
+    tell: called with a line for each entry that was damaged.
 
   Returns:
     The entry of each good case by its name, and the findings of all bad cases, both in the order
@@ -89,14 +90,26 @@ def prepare(
     if progress:
       progress(done, len(cases), case.name)
 
-  todo = []
-  for case in cases:  # without a worker, and without reading a file, where nothing has changed
+  there, todo = {}, []
+  for case in cases:  # without a worker, and without reading its files, where nothing has changed
     path = _ready_entry(case, cache_dir, settings, index)
     if path:
-      ready[case.name] = path
-      report(case)
+      there[case.name] = path
     else:
       todo.append(case)
+  with futures.ThreadPoolExecutor(_cores()) as pool:  # threads: reading and checksums need no lock
+    found = dict(zip(there, pool.map(_damage, there.values()), strict=True))
+  for case in cases:
+    if case.name not in there:
+      continue
+    if found[case.name]:
+      if tell:
+        tell(f"warning: the cached case {case.name} is made again: {found[case.name]}")
+      _remove_entry(there[case.name])
+      todo.append(case)
+    else:
+      ready[case.name] = there[case.name]
+      report(case)
   try:
     for case, (path, found, hashes) in _results(todo, cache_dir, settings, index, workers):
       index |= hashes
@@ -238,27 +251,31 @@ def _write_index(cache_dir: Path, index: Index) -> None:
   write_text(cache_dir / _INDEX, json.dumps(_read_index(cache_dir) | index))
 
 
+def _damage(path: Path) -> str:
+  """What is wrong with an entry; "" if it is as it was written."""
+  try:
+    verify_entry(path)
+  except UserError as e:
+    return str(e)
+  return ""
+
+
+def _remove_entry(path: Path) -> None:
+  """At once, as far as others can see; what they have opened stays open to them."""
+  temporary = path.with_name(f"tmp-{socket.gethostname()}-{os.getpid()}-{path.name}")
+  try:
+    path.rename(temporary)
+  except OSError as e:
+    if path.exists():  # else another run was faster
+      raise UserError(f"cannot replace {path}, which is damaged: {e.strerror or e}") from e
+  shutil.rmtree(temporary, ignore_errors=True)
+
+
 def sweep(cache_dir: Path) -> None:
   """Removes what killed runs left: of dead processes of this machine, or an hour old."""
   for path in cache_dir.glob("tmp-*"):
-    try:
-      host, pid = path.name.removeprefix("tmp-").rsplit("-", 2)[:2]
-      dead = host == socket.gethostname() and not _alive(int(pid))
-      old = time.time() - path.stat().st_mtime > _STALE_SECONDS
-    except (ValueError, OSError):  # not one of ours, or just renamed
-      continue
-    if dead or old:
+    if is_abandoned(path, path.name.removeprefix("tmp-").rpartition("-")[0]):
       if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
       else:
         path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return False
-  except PermissionError:
-    pass
-  return True

@@ -86,7 +86,7 @@ class Dataset:
 
 
 def prepare(
-  settings: DataSettings, progress: Progress
+  settings: DataSettings, progress: Progress, tell: Callable[[str], None] | None = None
 ) -> tuple[list[Case], dict[str, Path], list[CaseError]]:
   """Every case under the root, the cache entries of the good ones, what is wrong with the rest.
 
@@ -104,6 +104,7 @@ def prepare(
     settings.cache_settings,
     workers,
     progress("preparing cases"),
+    tell,
   )
   ready = processes.union({name: str(path) for name, path in own.items()})
   entries = {case.name: Path(ready[case.name]) for case in cases if case.name in ready}
@@ -117,7 +118,7 @@ def prepare(
 
 def report(settings: DataSettings, progress: Progress, tell: Callable[[str], None]) -> None:
   """--mode=prepare: fills the cache and tells what came of it. UserError if cases are bad."""
-  cases, entries, bad = prepare(settings, progress)
+  cases, entries, bad = prepare(settings, progress, tell)
   tell(f"{len(entries)} of {len(cases)} cases are ready in {settings.cache}")
   if bad and not settings.skip_bad_cases:
     raise bad_cases_error(bad)
@@ -125,13 +126,18 @@ def report(settings: DataSettings, progress: Progress, tell: Callable[[str], Non
     tell(f"left out, as you asked:\n{cache.error_table(bad)}")
 
 
-def open_dataset(settings: DataSettings, workdir: Path, progress: Progress) -> Dataset:
+def open_dataset(
+  settings: DataSettings,
+  workdir: Path,
+  progress: Progress,
+  tell: Callable[[str], None] | None = None,
+) -> Dataset:
   """The cases of the settings' fold; prepares what is missing, keeps the folds in the workdir.
 
   Raises:
     UserError: cases that cannot be used (unless they may be skipped), or none left.
   """
-  cases, entries, bad = prepare(settings, progress)
+  cases, entries, bad = prepare(settings, progress, tell)
   if bad and not settings.skip_bad_cases:
     raise bad_cases_error(bad)
   given = settings.folds_file or None

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -33,6 +34,9 @@ FORMAT = 2
 NORMALISATIONS = ("zscore", "paper")
 GRIDS = ("brain", "paper")
 SPACING_MM = (0.1, 20.0)
+# NumPy reads a file's header with Python's parser, which in Python 3.11 now and then raises
+# SystemError where two threads use it at once ("AST constructor recursion depth mismatch").
+_OPENING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def open_entry(path: str | os.PathLike) -> Entry:
   path = Path(path)
   try:
     meta = json.loads((path / "meta.json").read_text())
-    arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in meta["crc32"]}
+    arrays = {name: _map(path, name) for name in meta["crc32"]}
   except (OSError, ValueError, KeyError) as e:
     raise UserError(f"{path} is no usable cache entry ({e}); delete it and prepare again") from e
   if meta.get("format") != FORMAT:
@@ -101,11 +105,21 @@ def open_entry(path: str | os.PathLike) -> Entry:
   return Entry(path, arrays["images"], arrays.get("labels"), foreground, meta)
 
 
+def _map(path: Path, name: str) -> np.ndarray:
+  with _OPENING:
+    return np.load(path / f"{name}.npy", mmap_mode="r")
+
+
 def verify_entry(path: str | os.PathLike) -> None:
   """Reads an entry's arrays in full and compares their checksums. UserError if one differs."""
   path = Path(path)
   for name, crc in open_entry(path).meta["crc32"].items():
-    if zlib.crc32(np.load(path / f"{name}.npy")) != crc:
+    start = _map(path, name).offset
+    try:  # read, not mapped: what a failing disk cannot give would end the process
+      found = zlib.crc32(memoryview((path / f"{name}.npy").read_bytes())[start:])
+    except OSError as e:
+      raise UserError(f"{path / name}.npy cannot be read: {e.strerror or e}") from e
+    if found != crc:
       raise UserError(f"{path / name}.npy is damaged; delete {path} and prepare again")
 
 
@@ -196,6 +210,7 @@ def _write_entry(path: Path, arrays: Mapping[str, np.ndarray], meta: dict) -> No
       if not path.exists():  # else another process was faster, with the same content
         raise
   except OSError as e:
-    raise UserError(f"cannot write the cache in {path.parent}: {e.strerror or e}") from e
+    why = e.strerror or f"the disk is full: {e}"  # NumPy's error has no number
+    raise UserError(f"cannot write the cache in {path.parent}: {why}") from e
   finally:
     shutil.rmtree(temporary, ignore_errors=True)

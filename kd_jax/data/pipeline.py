@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.data.entry import Entry, open_entry
+from kd_jax.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
 _MANY = 1 << 48  # samples: more than any run sees
@@ -60,6 +61,9 @@ def training_batches(
   Yields:
     image (rows, 4, *patch) float16 (float32 with the paper's normalisation), label (rows, *patch)
     uint8.
+
+  Raises:
+    UserError: a worker process died.
   """
   # Not repeat() for ever: an endless data set in batches of one is longer than Grain can slice.
   passes = _MANY // len(entries)
@@ -75,7 +79,23 @@ def training_batches(
   if settings.workers:
     options = grain.MultiprocessingOptions(num_workers=settings.workers, per_worker_buffer_size=2)
     iterator = iterator.mp_prefetch(options)
-  return iter(iterator)
+  return _read(iter(iterator))
+
+
+def _read(batches: grain.DatasetIterator) -> Iterator[HostBatch]:
+  """The batches; that a worker died is said in words that help."""
+  try:
+    while True:
+      yield next(batches)
+  except RuntimeError as e:
+    if "terminated unexpectedly" not in str(e):  # Grain has no type of its own for it
+      raise
+    raise UserError(
+      f"a process that reads training patches died: {e} The system may have run out of memory; set "
+      "data.workers lower (0 reads in this process). The run goes on from its last checkpoint"
+    ) from e
+  finally:
+    batches.close()
 
 
 class Entries(grain.sources.RandomAccessDataSource):

@@ -390,6 +390,31 @@ def test_damaged_entries_are_noticed(root, tmp_path):
     open_entry(tmp_path)
 
 
+@pytest.mark.parametrize("how", ["bit", "truncated", "missing", "meta"])
+def test_damaged_entries_are_made_again_and_named(root, tmp_path, how):
+  cases = find_cases(root)
+  first, _ = prepare(cases, tmp_path / "cache", ZSCORE, workers=1)
+  sound = (first["B"] / "images.npy").read_bytes()
+  images = first["B"] / "images.npy"
+  if how == "bit":
+    images.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+  elif how == "truncated":
+    os.truncate(images, 500)
+  elif how == "missing":
+    images.unlink()
+  else:
+    (first["B"] / "meta.json").write_text("{")
+  times, told = built({name: first[name] for name in "AC"}), []
+  again, errors = prepare(cases, tmp_path / "cache", ZSCORE, workers=1, tell=told.append)
+  assert again == first and not errors
+  assert len(told) == 1 and "case B is made again" in told[0]
+  assert images.read_bytes() == sound
+  assert built({name: first[name] for name in "AC"}) == times
+  assert not list((tmp_path / "cache").glob("tmp-*"))
+  prepare(cases, tmp_path / "cache", ZSCORE, workers=1, tell=told.append)
+  assert len(told) == 1
+
+
 # --- Processes and kills ----------------------------------------------------------------------
 
 

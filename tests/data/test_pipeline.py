@@ -1,6 +1,10 @@
 """Patches and batches: where they are cut, and that the stream depends on the seed alone."""
 
 import gc
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import jax
@@ -24,6 +28,7 @@ from kd_jax.data.pipeline import (
   training_batches,
 )
 from kd_jax.data.preprocess import foreground_voxels
+from kd_jax.errors import UserError
 from kd_jax.step import batch_sharding
 
 SMALL = SamplingSettings(patch=(6, 4, 8))
@@ -231,6 +236,21 @@ def test_a_stream_can_start_far_into_a_run(entries):
 def test_worker_processes_change_nothing(entries):
   alone = take(6, entries)
   assert_same(take(6, entries, SamplingSettings(patch=SMALL.patch, workers=2)), alone)
+
+
+def test_a_worker_that_dies_is_an_error_not_a_hang(entries):
+  """Killed as the system does it when memory runs out."""
+  others = set(multiprocessing.active_children())
+  stream = training_batches(entries, SamplingSettings(SMALL.patch, workers=2), batch=2, seed=0)
+  next(stream)
+  worker = next(p for p in multiprocessing.active_children() if p not in others)
+  os.kill(worker.pid, signal.SIGKILL)
+  began = time.monotonic()
+  with pytest.raises(UserError, match=r"exit code -9.*data.workers"):
+    for _ in range(1000):
+      next(stream)
+  assert time.monotonic() - began < 60
+  gc.collect()
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2], [1], [0, 3], [2, 4, 5], [0, 1, 2, 3, 4, 5]])

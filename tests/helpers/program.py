@@ -68,7 +68,10 @@ class Place:
     )
 
   def finish(self, process: subprocess.Popen, code: int = 0) -> str:
-    output = process.communicate(timeout=300)[0]
+    try:
+      output = process.communicate(timeout=600)[0]
+    finally:  # on a time-out it would go on working beside all other tests
+      process.kill()
     assert process.returncode == code, output
     assert "Traceback" not in output
     return output

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import signal
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +21,7 @@ from synthetic import make_case
 
 
 def test_a_run_leaves_what_the_readme_says(finished):
-  for name in ("config.json", "folds.json", "metrics.jsonl", "train.log"):
+  for name in ("config.json", "folds.json", "metrics.jsonl", "run.json", "train.log"):
     assert (finished / name).stat().st_size > 0
   assert list((finished / "tensorboard").glob("events*"))
   assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("*orbax*tmp*"))
@@ -118,6 +119,42 @@ def test_from_a_run_to_a_mask(place, finished):
   assert "1 of 1 cases are finished already" in output
 
 
+def spoil(entry):
+  """Makes a cached case's images NaN, its checksum too: else it would be made again."""
+  images, meta = np.load(entry / "images.npy"), json.loads((entry / "meta.json").read_text())
+  images[:] = np.nan
+  np.save(entry / "images.npy", images)
+  meta["crc32"]["images"] = zlib.crc32(images)
+  (entry / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.slow
+def test_steps_that_are_not_finite_are_left_out_as_often_as_is_allowed(place, finished):
+  cache, workdir = place.folder / "partly_bad_cache", place.folder / "skipping"
+  shutil.copytree(place.folder / "cache", cache)
+  train = set(json.loads((finished / "folds.json").read_text())["folds"][1])
+  for entry in cache.glob("*/meta.json"):
+    if json.loads(entry.read_text())["case"] in train:
+      spoil(entry.parent)
+  settings = {"variant": "student_only", "data__cache": cache, "train__log_every": 1}
+  output = place.finish(place.start("skipping", train__skip_nonfinite=2, **settings), 1)
+  assert "is left out: loss/" in output and "(2 of 2 at most)" in output
+  assert "after 2 such steps that were left out" in output
+  output = place.finish(place.start("skipping", train__skip_nonfinite=100, **settings))
+  assert all(np.isfinite(x).all() for x in arrays(workdir, STEPS).values())
+  skipped = [x["train/skipped"] for x in numbers(workdir) if "train/skipped" in x]
+  assert len(skipped) == STEPS and skipped == sorted(skipped) and 2 < skipped[-1] < STEPS
+
+
+@pytest.mark.slow
+def test_reading_processes_change_no_parameter(place, finished):
+  place.finish(place.start("workers", data__workers=2))
+  expected, actual = arrays(finished, STEPS), arrays(place.folder / "workers", STEPS)
+  assert expected.keys() == actual.keys()
+  for path, value in expected.items():
+    np.testing.assert_array_equal(actual[path], value, err_msg=path)
+
+
 def test_a_non_finite_loss_stops_the_run_and_names_the_term(place, finished):
   """A cache that has gone bad under a run; the program is the finished run's, compiled already."""
   cache, workdir = place.folder / "bad_cache", place.folder / "diverged"
@@ -128,10 +165,8 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_term(place, finished):
   process.kill()
   process.communicate()
   kept = checkpoint_steps(workdir)[-1]
-  for path in cache.glob("*/images.npy"):
-    images = np.load(path)
-    images[:] = np.nan
-    np.save(path, images)
+  for entry in cache.glob("*/meta.json"):
+    spoil(entry.parent)
 
   output = place.finish(place.start("diverged", **settings), 1)
   assert f"error: step {kept + 1}: loss/" in output and "is nan" in output

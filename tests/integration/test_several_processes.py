@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import subprocess
+import time
 
 import nibabel as nib
 import numpy as np
@@ -91,6 +92,25 @@ def test_one_is_told_to_stop_and_all_save_and_stop(place, shared):
   stopped = checkpoint_steps(workdir)[-1]
   assert f"stopped by another process after step {stopped}" in outputs[0]
   assert STEPS < stopped < 4000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_one_is_killed_and_the_other_stops_and_both_start_again(place, lost):
+  """Within JAX's heartbeat of 100 s, at once where a collective notices first."""
+  name = f"lost{lost}"
+  workdir = place.folder / name
+  pair = two(place, *place.flags(name, VARIANT, train__epochs=100_000))
+  wait_for_checkpoint(pair[0], workdir, 3)
+  pair[lost].kill()
+  began = time.monotonic()
+  output = pair[1 - lost].communicate(timeout=150)[0]
+  print(f"process {lost} lost: the other ended after {time.monotonic() - began:.1f} s:\n", output)
+  assert pair[1 - lost].returncode not in (0, None)
+  assert "Start all of them again" in output or "JAX distributed service" in output
+  reached = checkpoint_steps(workdir)[-1]
+  outputs = finish(place, two(place, *place.flags(name, VARIANT, train__epochs=reached // 4 + 2)))
+  assert f"going on from step {reached}" in outputs[0]
 
 
 def test_evaluation_is_shared_out(place, finished):
