@@ -31,6 +31,7 @@ import jax
 
 from kd_jax import statistics
 from kd_jax.data.labels import REGIONS
+from kd_jax.errors import one_line
 from kd_jax.metrics.case import HD95_OF_EMPTY, HD95_RULE, LESIONWISE_RULE, METRICS, columns
 from kd_jax.metrics.volumetric import EMPTY_MASK_RULE, SLICE_DICE_NOTE
 from kd_jax.report.illustrate import Illustrated
@@ -128,7 +129,7 @@ def to_csv(scores: Scores) -> str:
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(["case", *columns()])
   for name, case in scores.items():
-    writer.writerow([name, *(f"{case[column]:.9g}" for column in columns())])
+    writer.writerow([one_line(name), *(f"{case[column]:.9g}" for column in columns())])
   return text.getvalue()
 
 
