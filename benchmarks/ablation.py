@@ -56,9 +56,9 @@ class Recipe(NamedTuple):
 
 
 _LOSSES = {"loss.targets": "regions", "loss.deep_supervision": {"level1": 0.3, "level2": 0.0}}
-# A teacher's soft labels pull the student to what that teacher can tell. Where the student's sequence
-# tells more, as T1ce does of enhancing tumour, they mislead it, unless the teacher sees it too:
-# docs/accuracy.md.
+# A teacher's soft labels pull the student to what that teacher can tell. Where the student's
+# sequence tells more, as T1ce does of enhancing tumour, they mislead it, unless the teacher sees it
+# too: docs/accuracy.md.
 _PRIVILEGED = {
   "model.teachers": {"flair": ("flair", "t1ce"), "t2": ("t2", "t1ce"), "t1": ("t1", "t1ce")}
 }

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from configs import quickstart
+from kd_jax import config as config_lib
 from kd_jax import lock
 from kd_jax.errors import UserError
 from kd_jax.runlog import Terminal
@@ -17,6 +19,8 @@ from kd_jax.train import train
 
 HOLD = """
 import pathlib, sys, time
+from configs import quickstart
+from kd_jax import config as config_lib
 from kd_jax import lock
 with lock.held(pathlib.Path(sys.argv[1]), print):
   print("held", flush=True)
@@ -95,7 +99,9 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 
 def test_training_holds_its_directory(tmp_path, holder):
-  """Before it reads or writes anything: the settings here are none."""
+  """Before it reads or writes anything."""
+  config = quickstart.get_config()
+  config.data.batch = 8  # as many as there are devices
   with pytest.raises(UserError, match="another run works in"):
-    train({}, tmp_path, Terminal())
+    train(config_lib.to_dict(config), tmp_path, Terminal())
   assert [path.name for path in tmp_path.iterdir()] == [lock.LOCK_FILE]
