@@ -56,12 +56,6 @@ class Recipe(NamedTuple):
 
 
 _LOSSES = {"loss.targets": "regions", "loss.deep_supervision": {"level1": 0.3, "level2": 0.0}}
-# A teacher's soft labels pull the student to what that teacher can tell. Where the student's
-# sequence tells more, as T1ce does of enhancing tumour, they mislead it, unless the teacher sees it
-# too: docs/accuracy.md.
-_PRIVILEGED = {
-  "model.teachers": {"flair": ("flair", "t1ce"), "t2": ("t2", "t1ce"), "t1": ("t1", "t1ce")}
-}
 RECIPES = {
   ALONE: Recipe("the student alone", ALONE),
   "response": Recipe(
@@ -118,14 +112,12 @@ RECIPES = {
       "confidence.above_student": True,
     },
   ),
-  "privileged": Recipe(
-    "the default, each teacher sees T1ce beside its own sequence", settings=_PRIVILEGED
-  ),
+  "privileged": Recipe("the default, each teacher sees T1ce beside its own sequence", "privileged"),
   "best": Recipe(
     "privileged, losses over regions, deep supervision of all networks, KD at T = 1 from the "
     "second epoch on over three epochs",
-    settings=_LOSSES
-    | _PRIVILEGED
+    "privileged",
+    _LOSSES
     | {
       "model.teacher_side_heads": 1,
       "loss.supervised": 1.0,

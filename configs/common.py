@@ -219,6 +219,13 @@ def _plus_all(config: ConfigDict) -> None:
   config.model.teachers["all"] = _ALL
 
 
+def _privileged(config: ConfigDict) -> None:
+  """Each teacher sees the student's sequence beside its own, so that it never knows less."""
+  own = tuple(config.model.student)
+  for name, modalities in config.model.teachers.items():
+    config.model.teachers[name] = (*modalities, *(m for m in own if m not in modalities))
+
+
 def _kd_net(config: ConfigDict) -> None:
   """In the style of KD-Net: soft labels and bottleneck of one teacher that sees all sequences."""
   _from("all", *_ALL)(config)
@@ -248,6 +255,7 @@ VARIANTS = {
   "from_t1ce": _from("t1ce", "t1ce"),
   "from_all": _from("all", *_ALL),
   "plus_all": _plus_all,
+  "privileged": _privileged,
   "kd_net": _kd_net,
   "proto_kd": _proto_kd,
 }

@@ -25,6 +25,7 @@ from kd_jax.objective import LossSettings
 
 GOLDEN = Path(os.environ.get("KD_JAX_GOLDEN_DIR", Path(__file__).parent / "golden"))
 TOLERANCE = 1e-6
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FIRST_KD_EPOCH = 1000
 BATCH = 2  # of every step case
 SIDE_HEADS = ("output_layer_1", "output_layer_2")  # our teachers have none; they never see a loss
@@ -250,7 +251,7 @@ def _step_and_forward(golden, framework, optimizers):
     return train_step(state, batch, jax.random.key(0)), framework(state.params, batch["image"])
 
   key = repr((golden.spec, golden.loss, golden.confidence, golden.learning_rate))
-  return _programs().setdefault(key, jax.jit(both))
+  return _programs().setdefault(key, jax.jit(both, compiler_options=QUICK))
 
 
 def _check_steps(golden, framework, params):
