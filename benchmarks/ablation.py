@@ -56,6 +56,13 @@ class Recipe(NamedTuple):
 
 
 _LOSSES = {"loss.targets": "regions", "loss.deep_supervision": {"level1": 0.3, "level2": 0.0}}
+_TUNED = {
+  **_LOSSES,
+  "model.teacher_side_heads": 1,
+  "loss.supervised": 1.0,
+  "loss.temperature": 1.0,
+  "loss.kd_ramp_epochs": 3.0,
+}
 RECIPES = {
   ALONE: Recipe("the student alone", ALONE),
   "response": Recipe(
@@ -113,18 +120,12 @@ RECIPES = {
     },
   ),
   "privileged": Recipe("the default, each teacher sees T1ce beside its own sequence", "privileged"),
-  "best": Recipe(
-    "privileged, losses over regions, deep supervision of all networks, KD at T = 1 from the "
-    "second epoch on over three epochs",
-    "privileged",
-    _LOSSES
-    | {
-      "model.teacher_side_heads": 1,
-      "loss.supervised": 1.0,
-      "loss.temperature": 1.0,
-      "loss.kd_ramp_epochs": 3.0,
-    },
+  "tuned": Recipe(
+    "losses over regions, deep supervision of all networks, KD at T = 1, from the second epoch on "
+    "over three epochs",
+    settings=_TUNED,
   ),
+  "best": Recipe("tuned, and each teacher sees T1ce beside its own sequence", "privileged", _TUNED),
   "best_alone": Recipe("the student alone with the losses of `best`", ALONE, _LOSSES),
   PAPER: Recipe("the published protocol; on this size's grid with --size=cpu", PAPER),
 }

@@ -69,6 +69,18 @@ def test_the_t1_student_hears_t1ce_and_is_scored_on_two_regions():
   assert typed.confidence.regions == ("WT", "TC")
 
 
+def test_privileged_teachers_see_what_the_student_sees():
+  typed = config_lib.parse(get("brats21", "privileged,plus_all"))
+  assert typed.model.teachers == {
+    "flair": ("flair", "t1ce"),
+    "t2": ("t2", "t1ce"),
+    "t1": ("t1", "t1ce"),
+    "all": ("flair", "t1", "t1ce", "t2"),
+  }
+  typed = config_lib.parse(get("brats21", "t1,privileged"))
+  assert typed.model.teachers["t1ce"] == ("t1ce", "t1")
+
+
 def test_unknown_and_contradicting_variants():
   with pytest.raises(ConfigError, match=r"unknown variant 'papr'; known: paper, t1, .*from_all"):
     get("brats21", "papr")
