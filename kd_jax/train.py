@@ -102,7 +102,9 @@ def _train(
 
   # --- State: fresh, or the last checkpoint's ---
   replicated = NamedSharding(mesh, P())
-  augment_key = jax.device_put(augment_key, replicated)
+  # device_put takes no typed key to devices of other processes.
+  on_mesh = jax.jit(jax.random.wrap_key_data, out_shardings=replicated)
+  augment_key = on_mesh(np.asarray(jax.random.key_data(augment_key)))
   new_state = functools.partial(
     step_lib.init_state,
     framework,
