@@ -55,48 +55,70 @@ class Recipe(NamedTuple):
   settings: Mapping[str, Any] = {}
 
 
-_LOSSES = {"loss.targets": "regions", "loss.deep_supervision": {"level1": 0.3, "level2": 0.0}}
-_TUNED = {
-  **_LOSSES,
-  "model.teacher_side_heads": 1,
-  "loss.supervised": 1.0,
-  "loss.temperature": 1.0,
-  "loss.kd_ramp_epochs": 3.0,
-}
+_OWN = {"model.teachers": {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)}}
 RECIPES = {
-  ALONE: Recipe("the student alone", ALONE),
-  "response": Recipe(
-    "response KD of FLAIR, T2, T1 by confidence", settings={"model.fusion_levels": 0}
+  ALONE: Recipe("the student alone, losses over the classes", f"mtcm_kd,{ALONE}"),
+  "best_alone": Recipe(
+    "the student alone, losses over the regions and deep supervision, as the default has them",
+    ALONE,
   ),
-  "cdsfl": Recipe("response KD and CDSFL at half resolution: the default"),
-  "two_level": Recipe("CDSFL at a quarter too", "two_level"),
+  "response": Recipe("response KD by confidence", "mtcm_kd", {"model.fusion_levels": 0}),
+  "cdsfl": Recipe("response KD and CDSFL, each teacher sees its own sequence: MTCM-KD", "mtcm_kd"),
+  "two_level": Recipe("CDSFL at two levels", "mtcm_kd,two_level"),
   "detached": Recipe(
-    "CDSFL from which teachers do not learn", settings={"model.fusion_detached": True}
+    "CDSFL from which teachers do not learn", "mtcm_kd", {"model.fusion_detached": True}
   ),
   "no_kd": Recipe(
-    "the default without any KD term: its deep supervision alone",
-    settings={
+    "cdsfl without any KD term: its deep supervision alone",
+    "mtcm_kd",
+    {
       "confidence.total": 0.0,
       "loss.side.level1.kd": 0.0,
       "loss.side.level2.kd": 0.0,
     },
   ),
   "balanced": Recipe(
-    "the default, KD balanced over the classes", settings={"loss.kd_where": "balanced"}
+    "cdsfl, KD balanced over the classes", "mtcm_kd", {"loss.kd_where": "balanced"}
   ),
   "region_wise": Recipe(
-    "the default, KD and confidence by region",
-    settings={"loss.kd_targets": "regions", "confidence.by": "region"},
+    "cdsfl, KD and confidence by region",
+    "mtcm_kd",
+    {"loss.kd_targets": "regions", "confidence.by": "region"},
   ),
   "above_student": Recipe(
-    "region-wise, and a teacher is heard only where it does better than the student",
-    settings={
+    "region_wise, and a teacher is heard only where it does better than the student",
+    "mtcm_kd",
+    {
       "loss.kd_targets": "regions",
       "confidence.by": "region",
       "confidence.above_student": True,
     },
   ),
-  "voxel_wise": Recipe("the default, confidence by voxel", settings={"confidence.by": "voxel"}),
+  "gated": Recipe(
+    "above_student and balanced at T = 2, a teacher that sees all, the default's other losses",
+    "plus_all",
+    {
+      "model.teachers": {
+        **_OWN["model.teachers"],
+        "all": ("flair", "t1", "t1ce", "t2"),
+      },
+      "loss.kd_targets": "regions",
+      "loss.kd_where": "balanced",
+      "loss.temperature": 2.0,
+      "loss.supervised": 0.75,
+      "loss.kd_ramp_epochs": 0.0,
+      "confidence.by": "region",
+      "confidence.above_student": True,
+    },
+  ),
+  "voxel_wise": Recipe("cdsfl, confidence by voxel", "mtcm_kd", {"confidence.by": "voxel"}),
+  "privileged": Recipe(
+    "cdsfl, each teacher sees T1ce too",
+    "mtcm_kd",
+    {"model.teachers": {name: (name, "t1ce") for name in ("flair", "t2", "t1")}},
+  ),
+  "tuned": Recipe("the default, each teacher sees its own sequence alone", settings=_OWN),
+  "best": Recipe("the default"),
   "plus_all": Recipe("the default and a teacher that sees all sequences", "plus_all"),
   "from_all": Recipe(
     "response KD of one teacher that sees all", "from_all", {"model.fusion_levels": 0}
@@ -105,28 +127,6 @@ RECIPES = {
   "proto_kd": Recipe(
     "in the style of ProtoKD: soft labels and prototypes of that teacher", "proto_kd"
   ),
-  "gated": Recipe(
-    "plus_all, losses over regions, deep supervision of all networks, KD by region from those who "
-    "do better than the student, balanced over the classes",
-    "plus_all",
-    _LOSSES
-    | {
-      "model.teacher_side_heads": 1,
-      "loss.kd_targets": "regions",
-      "loss.kd_where": "balanced",
-      "loss.temperature": 2.0,
-      "confidence.by": "region",
-      "confidence.above_student": True,
-    },
-  ),
-  "privileged": Recipe("the default, each teacher sees T1ce beside its own sequence", "privileged"),
-  "tuned": Recipe(
-    "losses over regions, deep supervision of all networks, KD at T = 1, from the second epoch on "
-    "over three epochs",
-    settings=_TUNED,
-  ),
-  "best": Recipe("tuned, and each teacher sees T1ce beside its own sequence", "privileged", _TUNED),
-  "best_alone": Recipe("the student alone with the losses of `best`", ALONE, _LOSSES),
   PAPER: Recipe("the published protocol; on this size's grid with --size=cpu", PAPER),
 }
 
@@ -160,7 +160,7 @@ SIZES = {
       "optim.ema_decay": 0.98,
     },
     paper_grid=False,
-    recipes=(ALONE, "best_alone", "cdsfl", "privileged", "best", PAPER),
+    recipes=(ALONE, "best_alone", "cdsfl", "tuned", "privileged", "best", PAPER),
   ),
   "gpu": Size(
     brats21,

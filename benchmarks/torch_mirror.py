@@ -210,8 +210,10 @@ def objective(
   outputs: Outputs, labels: Tensor, alpha: Mapping[str, Tensor], settings: LossSettings
 ) -> tuple[Tensor, Tensor]:
   """(cohort's loss, student's loss) as kd_jax.objective has them once distillation has begun."""
-  if (settings.dice_reduction, settings.kd_reduction) != ("volume", "voxel_mean"):
-    raise ValueError("the mirror has Dice over the volume and KD averaged over voxels only")
+  if settings != LossSettings(
+    temperature=settings.temperature, kd_from_epoch=settings.kd_from_epoch
+  ):
+    raise ValueError("the mirror has the terms of LossSettings' defaults only (mtcm_kd)")
 
   def supervised(logits: Tensor) -> Tensor:
     stride = labels.shape[1] // logits.shape[2]

@@ -95,8 +95,8 @@ def _arguments() -> argparse.Namespace:
 def settings(
   filters: Sequence[int], patch: Sequence[int], batch: int, dtype: str, **train: Any
 ) -> Config:
-  """The default run with other sizes; train: settings of that name, such as remat."""
-  raw = common.base("benchmark", "none")
+  """The published networks and terms at some size; train: settings of that name, such as remat."""
+  raw = common.with_variants(common.base("benchmark", "none"), "mtcm_kd")
   raw.model.filters, raw.model.dtype = tuple(filters), dtype
   raw.data.patch, raw.data.batch = tuple(patch), batch
   raw.train.update(train)

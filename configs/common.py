@@ -11,7 +11,7 @@ from kd_jax.errors import ConfigError, did_you_mean
 
 
 def base(name: str, root: str) -> ConfigDict:
-  """T1ce student; FLAIR, T2 and T1 teachers; one CDSFL level; 1 mm patches of 128^3."""
+  """T1ce student; FLAIR, T2 and T1 teachers that see T1ce too; one CDSFL level; 1 mm, 128^3."""
   return ConfigDict(
     {
       "name": name,
@@ -38,34 +38,34 @@ def base(name: str, root: str) -> ConfigDict:
       },
       "model": {
         "student": ("t1ce",),
-        "teachers": {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)},
+        "teachers": {"flair": ("flair", "t1ce"), "t2": ("t2", "t1ce"), "t1": ("t1", "t1ce")},
         "filters": (32, 64, 128, 256),
         "fusion_levels": 1,
         "attention": "channel",
         "fusion_activation": False,
         "fusion_detached": False,
-        "teacher_side_heads": 0,
+        "teacher_side_heads": 1,
         "dtype": "auto",
       },
       "loss": {
         "dice_reduction": "volume",  # or sample, slice
-        "targets": "classes",  # or regions
+        "targets": "regions",  # or classes
         "kd_reduction": "voxel_mean",
         "kd_targets": "classes",  # or regions
         "kd_where": "all",  # or brain, agreement, balanced
-        "temperature": 4.0,
-        "supervised": 0.75,
+        "temperature": 1.0,
+        "supervised": 1.0,
         "cooperative": {"level1": 0.08, "level2": 0.05},
         "side": {
           "level1": {"total": 0.10, "supervised": 0.7, "kd": 0.3},
           "level2": {"total": 0.03, "supervised": 0.6, "kd": 0.4},
         },
-        "deep_supervision": {"level1": 0.0, "level2": 0.0},
+        "deep_supervision": {"level1": 0.3, "level2": 0.0},
         "fused_teacher": 0.0,
         "bottleneck": 0.0,
         "prototype": 0.0,
         "kd_from_epoch": 1,
-        "kd_ramp_epochs": 0.0,
+        "kd_ramp_epochs": 3.0,
       },
       "confidence": {
         "total": 0.5,
@@ -149,8 +149,20 @@ def with_variants(config: ConfigDict, arg: str) -> ConfigDict:
   return config
 
 
+def _mtcm_kd(config: ConfigDict) -> None:
+  """The published teachers and terms, with the volume's Dice and a KL that is a mean."""
+  config.model.teachers = ConfigDict({name: (name,) for name in config.model.teachers})
+  config.model.teacher_side_heads = 0
+  config.loss.targets = "classes"
+  config.loss.temperature = 4.0
+  config.loss.supervised = 0.75
+  config.loss.deep_supervision = {"level1": 0.0, "level2": 0.0}
+  config.loss.kd_ramp_epochs = 0.0
+
+
 def _paper(config: ConfigDict) -> None:
   """The published code, to the letter of METHOD §3; its Dice is not comparable."""
+  _mtcm_kd(config)
   config.data.normalise = "paper"
   config.data.grid = "paper"
   config.data.patch = (128, 128, 128)
@@ -186,8 +198,11 @@ def _paper(config: ConfigDict) -> None:
 
 def _t1(config: ConfigDict) -> None:
   """The paper's second set-up: a T1 student with T1ce among its teachers."""
+  alone = all(len(modalities) == 1 for modalities in config.model.teachers.values())
   config.model.student = ("t1",)
-  config.model.teachers = ConfigDict({"flair": ("flair",), "t2": ("t2",), "t1ce": ("t1ce",)})
+  config.model.teachers = ConfigDict(
+    {name: (name,) if alone else (name, "t1") for name in ("flair", "t2", "t1ce")}
+  )
   config.confidence.regions = ("WT", "TC")
 
 
@@ -219,13 +234,6 @@ def _plus_all(config: ConfigDict) -> None:
   config.model.teachers["all"] = _ALL
 
 
-def _privileged(config: ConfigDict) -> None:
-  """Each teacher sees the student's sequence beside its own, so that it never knows less."""
-  own = tuple(config.model.student)
-  for name, modalities in config.model.teachers.items():
-    config.model.teachers[name] = (*modalities, *(m for m in own if m not in modalities))
-
-
 def _kd_net(config: ConfigDict) -> None:
   """In the style of KD-Net: soft labels and bottleneck of one teacher that sees all sequences."""
   _from("all", *_ALL)(config)
@@ -245,6 +253,7 @@ _ALL = ("flair", "t1", "t1ce", "t2")
 # In the order in which they apply.
 VARIANTS = {
   "paper": _paper,
+  "mtcm_kd": _mtcm_kd,
   "t1": _t1,
   "two_level": _two_level,
   "cbam": _cbam,
@@ -255,7 +264,6 @@ VARIANTS = {
   "from_t1ce": _from("t1ce", "t1ce"),
   "from_all": _from("all", *_ALL),
   "plus_all": _plus_all,
-  "privileged": _privileged,
   "kd_net": _kd_net,
   "proto_kd": _proto_kd,
 }

@@ -10,6 +10,7 @@ import pytest
 from configs import common
 from kd_jax import config as config_lib
 from kd_jax.errors import ConfigError
+from kd_jax.objective import LossSettings
 
 NAMES = ("brats18", "brats19", "brats20", "brats21", "brats23", "quickstart")
 
@@ -45,6 +46,13 @@ def test_the_paper_s_numbers():
   assert (typed.optim.cohort.learning_rate, typed.optim.cohort.beta1) == (1e-4, 0.9)
   assert typed.optim.student.schedule == "plateau"
   assert (typed.loss.dice_reduction, typed.loss.kd_reduction) == ("slice", "voxel_sum")
+  assert (typed.loss.targets, typed.loss.temperature, typed.loss.supervised) == (
+    "classes",
+    20,
+    0.75,
+  )
+  assert not any(typed.loss.deep_supervision.values())
+  assert typed.model.teachers == {name: (name,) for name in ("flair", "t2", "t1")}
   assert (typed.loss.temperature, typed.loss.supervised) == (20.0, 0.75)
   assert typed.loss.cooperative == {"level1": 0.08, "level2": 0.05}
   side = typed.loss.side["level2"]
@@ -63,26 +71,32 @@ def test_each_probability_alone_asks_for_augmentation(name):
 
 
 def test_the_t1_student_hears_t1ce_and_is_scored_on_two_regions():
-  typed = config_lib.parse(get("brats21", "t1"))
+  typed = config_lib.parse(get("brats21", "mtcm_kd,t1"))
   assert typed.model.student == ("t1",)
   assert typed.model.teachers == {"flair": ("flair",), "t2": ("t2",), "t1ce": ("t1ce",)}
   assert typed.confidence.regions == ("WT", "TC")
 
 
-def test_privileged_teachers_see_what_the_student_sees():
-  typed = config_lib.parse(get("brats21", "privileged,plus_all"))
+def test_the_published_terms_are_the_settings_defaults():
+  typed = config_lib.parse(get("brats21", "mtcm_kd"))
+  assert typed.loss == LossSettings()
+  assert typed.model.teachers == {name: (name,) for name in ("flair", "t2", "t1")}
+
+
+def test_teachers_see_what_the_student_sees():
+  typed = config_lib.parse(get("brats21", "plus_all"))
   assert typed.model.teachers == {
     "flair": ("flair", "t1ce"),
     "t2": ("t2", "t1ce"),
     "t1": ("t1", "t1ce"),
     "all": ("flair", "t1", "t1ce", "t2"),
   }
-  typed = config_lib.parse(get("brats21", "t1,privileged"))
+  typed = config_lib.parse(get("brats21", "t1"))
   assert typed.model.teachers["t1ce"] == ("t1ce", "t1")
 
 
 def test_unknown_and_contradicting_variants():
-  with pytest.raises(ConfigError, match=r"unknown variant 'papr'; known: paper, t1, .*from_all"):
+  with pytest.raises(ConfigError, match=r"unknown variant 'papr'; known: paper, mtcm_kd, .*from_all"):
     get("brats21", "papr")
   with pytest.raises(ConfigError, match="student_only and from_t2"):
     get("brats21", "student_only,from_t2")

@@ -190,7 +190,7 @@ def test_bad_cases_are_listed_and_can_be_left_out(place, finished):
 
 MISUSES = [
   ([], "--mode=train needs --config"),
-  (["--config=configs/brats21.py:papper"], "unknown variant 'papper'; known: paper, t1"),
+  (["--config=configs/brats21.py:papper"], "unknown variant 'papper'; known: paper, mtcm_kd"),
   (["--config=configs/brats21.py", "--config.data.fld=1"], "fld"),
   (["--config=configs/brats21.py", "--config.data.root=/nowhere"], "no data folder /nowhere"),
   (["--config=configs/brats21.py", "--config.data.patch=(100,128,128)"], "a multiple of 8"),
