@@ -96,7 +96,7 @@ def test_teachers_see_what_the_student_sees():
 
 
 def test_unknown_and_contradicting_variants():
-  with pytest.raises(ConfigError, match=r"unknown variant 'papr'; known: paper, mtcm_kd, .*from_all"):
+  with pytest.raises(ConfigError, match=r"unknown variant 'papr'; known: paper, .*from_all"):
     get("brats21", "papr")
   with pytest.raises(ConfigError, match="student_only and from_t2"):
     get("brats21", "student_only,from_t2")

@@ -83,7 +83,7 @@ def test_a_finished_run_has_nothing_left_to_do(place, finished):
 
 def test_resuming_with_other_settings_says_what_differs(place, finished):
   output = place.finish(place.start("finished", loss__temperature=3.0, train__log_every=1), 1)
-  assert "loss.temperature: was 4.0, now 3.0" in output
+  assert "loss.temperature: was 1.0, now 3.0" in output
   assert "log_every" not in output and "Traceback" not in output
 
 
