@@ -7,7 +7,7 @@ For each sequence and label: how many standard deviations of the tumour-free bra
 mean lies above the brain's, and how well its voxels are told from the brain's and from those of a
 shell around the tumour by their intensity alone (area under the ROC curve; 0.5 is not at all).
 Intensities are means over 3 mm. The generator's contrasts (kd_jax/data/phantom.py) are settled by
-this table and by nothing that was trained.
+this comparison and not by anyone's scores.
 """
 
 import argparse

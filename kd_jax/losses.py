@@ -51,10 +51,14 @@ def region_log_probabilities(logits: jax.Array) -> LogProbabilities:
   return LogProbabilities(jnp.stack(inside, axis=-1), jnp.stack(outside, axis=-1))
 
 
+def region_mask(labels: jax.Array, region: str) -> jax.Array:
+  """Class indices of any shape -> a boolean mask of WT, TC or ET."""
+  return jnp.isin(labels, jnp.asarray(REGIONS[region], labels.dtype))
+
+
 def region_truth(labels: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
   """(...) class indices -> (..., 3): 1 where a voxel belongs to WT, TC, ET."""
-  masks = [jnp.isin(labels, jnp.array(classes, labels.dtype)) for classes in REGIONS.values()]
-  return jnp.stack(masks, axis=-1).astype(dtype)
+  return jnp.stack([region_mask(labels, region) for region in REGIONS], axis=-1).astype(dtype)
 
 
 def overlap(

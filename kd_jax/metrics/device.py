@@ -9,16 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.data.labels import REGIONS
-from kd_jax.losses import widen
+from kd_jax.losses import region_mask, widen
 
 SCORE_KINDS = ("soft_dice", "hard_dice", "slice_dice")
 # So that two empty masks score 1. The slice Dice of the published code uses the same number.
 _EPSILON = 1e-6
-
-
-def region_mask(labels: jax.Array, region: str) -> jax.Array:
-  """Class indices of any shape -> a boolean mask of WT, TC or ET."""
-  return jnp.isin(labels, jnp.asarray(REGIONS[region], labels.dtype))
 
 
 def region_probability(logits: jax.Array, region: str) -> jax.Array:
