@@ -4,8 +4,9 @@
   python benchmarks/ablation.py --size=gpu --data=/data/BraTS2021   # full size, any BraTS folder
 
 Every recipe is trained with every seed on the same training cases, without looking at the others:
-no checkpoint is chosen, the last one's averaged student is scored. The others are scored as
---mode=evaluate does it, in the scans' own space. May be stopped and started again: finished runs
+no checkpoint is chosen, the last one's averaged student is scored. Students are scored as
+--mode=evaluate does it, in the scans' own space: on the cases of --test, with generated data on
+further generated ones, else on the validation fold. May be stopped and started again: finished runs
 are kept. The table (ablation.md, ablation.json) is written after every run.
 
 A row's differences to the student alone are paired by case, each case's scores averaged over the
@@ -137,12 +138,14 @@ class Size(NamedTuple):
   Attributes:
     config: the configuration's module.
     settings: dotted names -> values.
+    test_cases: generated cases to score on, beside those of data.demo_cases.
     paper_grid: whether `paper` is run on the published grid; else on this size's.
     recipes: those that are run when none are named.
   """
 
   config: Any
   settings: Mapping[str, Any]
+  test_cases: int
   paper_grid: bool
   recipes: Sequence[str]
 
@@ -159,12 +162,14 @@ SIZES = {
       "train.steps_per_epoch": 40,
       "optim.ema_decay": 0.98,
     },
+    test_cases=72,
     paper_grid=False,
     recipes=(ALONE, "best_alone", "cdsfl", "tuned", "privileged", "best", PAPER),
   ),
   "gpu": Size(
     brats21,
     {"data.cache": "runs/ablation-gpu/cache", "train.epochs": 100},
+    test_cases=0,
     paper_grid=True,
     recipes=tuple(RECIPES),
   ),
@@ -202,13 +207,21 @@ def settings_of(size: Size, name: str, seed: int, data: Path | None) -> ConfigDi
 # --- One run ----------------------------------------------------------------------------------
 
 
-def run(config: ConfigDict, folder: Path) -> None:
-  """Trains and scores one student; goes on where it was stopped."""
+def run(config: ConfigDict, folder: Path, test: Path | None) -> None:
+  """Trains and scores one student; goes on where it was stopped.
+
+  Args:
+    test: the cases to score on; None for the validation fold.
+
+  Raises:
+    UserError: as `train`; training subjects among the cases, or cases that cannot be scored.
+  """
   # Imported here: the table needs no JAX.
   from kd_jax import scores as scores_lib
+  from kd_jax import subjects
   from kd_jax.data.cases import find_cases
   from kd_jax.deploy import Ensemble
-  from kd_jax.evaluate import score_students
+  from kd_jax.evaluate import find_training_subjects, score_students
   from kd_jax.modes import keep_compiled
   from kd_jax.open_student import open_student
   from kd_jax.runlog import quiet_libraries
@@ -219,9 +232,15 @@ def run(config: ConfigDict, folder: Path) -> None:
   terminal = Terminal(0)
   train(config_lib.to_dict(config), folder, terminal)
   student = open_student(folder)
-  names = {subject.name for subject in student.val}
-  cases = [c for c in find_cases(config.data.root, config.data.labels) if c.name in names]
-  scored = score_students(Ensemble([student]), cases, terminal)
+  ensemble = Ensemble([student])
+  if test:
+    cases = find_cases(test, config.data.labels)
+    if found := find_training_subjects(ensemble, cases, terminal):
+      raise subjects.refuse(found, len(cases))
+  else:
+    names = {subject.name for subject in student.val}
+    cases = [c for c in find_cases(config.data.root, config.data.labels) if c.name in names]
+  scored = score_students(ensemble, cases, terminal)
   if scored.failed:
     raise UserError(f"{folder}: cases could not be scored: {scored.failed}")
   write_text(folder / SCORES_FILE, scores_lib.to_csv(scored.scores))
@@ -361,6 +380,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--size", choices=SIZES, default="cpu")
   parser.add_argument("--data", type=Path, help="a folder of BraTS cases; none: demonstration data")
+  parser.add_argument("--test", type=Path, help="a folder of cases to score on; none: see above")
   parser.add_argument("--recipes", help="with commas; none: those that the size can afford")
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--output", type=Path, help="none: runs/ablation-SIZE")
@@ -372,16 +392,36 @@ def main() -> None:
   try:
     if arguments.one:
       name, seed = arguments.one[0], int(arguments.one[1])
-      run(settings_of(size, name, seed, arguments.data), output / name / f"seed{seed}")
+      config = settings_of(size, name, seed, arguments.data)
+      run(config, output / name / f"seed{seed}", arguments.test)
       return
     recipes = arguments.recipes.split(",") if arguments.recipes else list(size.recipes)
     for name in recipes:
       config_lib.parse(config_lib.to_dict(settings_of(size, name, 0, arguments.data)))
     if not arguments.table:
+      if not (arguments.data or arguments.test) and size.test_cases:
+        arguments.test = _generated_test_cases(size)
       _run_all(output, recipes, arguments)
     print(write_tables(output, recipes, range(arguments.seeds)))
   except UserError as e:
     sys.exit(f"error: {e}")
+
+
+def _generated_test_cases(size: Size) -> Path:
+  """Generated cases of the training cases' seed, with indices that follow theirs."""
+  from kd_jax.data import demo
+
+  data = settings_of(size, ALONE, 0, None).data
+  root = Path(data.root).parent / "test"
+  progress = Terminal(0).progress("generating cases to score on")
+  demo.write_dataset(
+    root,
+    size.test_cases,
+    data.demo_seed,
+    progress=progress,
+    first=data.demo_cases,
+  )
+  return root
 
 
 def _run_all(output: Path, recipes: Sequence[str], arguments: argparse.Namespace) -> None:
@@ -396,7 +436,9 @@ def _run_all(output: Path, recipes: Sequence[str], arguments: argparse.Namespace
     folder = output / name / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--size", arguments.size, "--output", str(output)]
-    command += ["--data", str(arguments.data)] if arguments.data else []
+    for flag in ("data", "test"):
+      if path := getattr(arguments, flag):
+        command += [f"--{flag}", str(path)]
     with (folder / "terminal.log").open("w") as log:
       code = subprocess.run(
         [*command, "--one", name, str(seed)], stdout=log, stderr=subprocess.STDOUT, check=False

@@ -69,10 +69,7 @@ def evaluate(
   root, split = _where(students, choice)
   folder = output or _default_output(students, choice, root, split)
   cases, facts = _cases(students, root, split, choice.labels)
-  known = [subject for student in students for subject in student.train]
-  if not known:
-    terminal.line("warning: whom the student was trained on is not known; nothing can be refused")
-  found = _find_training_subjects(ensemble, cases, known, choice, terminal)
+  found = find_training_subjects(ensemble, cases, terminal, choice.name_mapping)
   if found and not choice.exclude_training_subjects:
     raise subjects_lib.refuse(found, len(cases))
   cases = [case for case in cases if case.name not in found]
@@ -140,6 +137,39 @@ def score_students(ensemble: Ensemble, cases: Sequence[Case], terminal: Terminal
   return scored.together()
 
 
+def find_training_subjects(
+  ensemble: Ensemble,
+  cases: Sequence[Case],
+  terminal: Terminal,
+  name_mapping: Path | None = None,
+) -> dict[str, str]:
+  """Cases that a student was trained on, by id, name mapping or image content -> how that shows."""
+  known = [subject for student in ensemble.students for subject in student.train]
+  if not known:
+    terminal.line("warning: whom the student was trained on is not known; nothing can be refused")
+    return {}
+  mapping = subjects_lib.read_name_mapping(name_mapping) if name_mapping else ()
+  progress = terminal.progress("looking for training subjects")
+
+  def subject(case: Case) -> subjects_lib.Subject:
+    volumes = {}
+    for modality in ensemble.modalities:
+      try:
+        volumes[modality] = nifti.read(case.images[modality])
+      except (KeyError, ValueError):  # missing, unreadable: whoever predicts will say so
+        continue
+    return subjects_lib.subject_of(case, volumes)
+
+  own, found = processes.share(cases), {}
+  with futures.ThreadPoolExecutor(_CONTENT_THREADS) as pool:
+    for done, result in enumerate(pool.map(subject, own), 1):
+      found[result.name] = asdict(result)
+      progress(done, len(own), result.name)
+  everyone = processes.union(found)
+  ordered = [subjects_lib.Subject(**everyone[case.name]) for case in cases]
+  return subjects_lib.find_known(ordered, known, mapping)
+
+
 # --- Pieces -----------------------------------------------------------------------------------
 
 
@@ -197,38 +227,6 @@ def _cases(
       f"REFUSED: {len(both)} patients stand in training and validation: {some(sorted(both))}"
     )
   return [by_name[name] for name in val], {"fold": fold, "folds": folds.count(kept)}
-
-
-def _find_training_subjects(
-  ensemble: Ensemble,
-  cases: Sequence[Case],
-  known: Sequence[subjects_lib.Subject],
-  choice: Choice,
-  terminal: Terminal,
-) -> dict[str, str]:
-  """Cases that a student was trained on, by id, name mapping or image content -> how that shows."""
-  if not known:
-    return {}
-  mapping = subjects_lib.read_name_mapping(choice.name_mapping) if choice.name_mapping else ()
-  progress = terminal.progress("looking for training subjects")
-
-  def subject(case: Case) -> subjects_lib.Subject:
-    volumes = {}
-    for modality in ensemble.modalities:
-      try:
-        volumes[modality] = nifti.read(case.images[modality])
-      except (KeyError, ValueError):  # missing, unreadable: whoever predicts will say so
-        continue
-    return subjects_lib.subject_of(case, volumes)
-
-  own, found = processes.share(cases), {}
-  with futures.ThreadPoolExecutor(_CONTENT_THREADS) as pool:
-    for done, result in enumerate(pool.map(subject, own), 1):
-      found[result.name] = asdict(result)
-      progress(done, len(own), result.name)
-  everyone = processes.union(found)
-  ordered = [subjects_lib.Subject(**everyone[case.name]) for case in cases]
-  return subjects_lib.find_known(ordered, known, mapping)
 
 
 def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:

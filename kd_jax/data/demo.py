@@ -107,8 +107,10 @@ def write_dataset(
   seed: int = 0,
   workers: int | None = None,
   progress: Callable[[int, int], None] | None = None,
+  *,
+  first: int = 0,
 ) -> list[Path]:
-  """Writes cases 0 .. cases - 1 and LICENSE.txt; complete cases are left as they are.
+  """Writes cases first .. first + cases - 1 and LICENSE.txt; complete cases are left as they are.
 
   Args:
     root: the data set's folder; made where missing.
@@ -116,11 +118,17 @@ def write_dataset(
     seed: at least 0.
     workers: processes; None takes one for each processor.
     progress: called as progress(done, total) after each case that is written.
+    first: index of the first case, at least 0; other cases of the same seed for another purpose.
   Returns:
     the case folders in order.
   """
   root = Path(root)
-  for what, value, least in (("cases", cases, 1), ("seed", seed, 0), ("workers", workers, 1)):
+  for what, value, least in (
+    ("cases", cases, 1),
+    ("seed", seed, 0),
+    ("workers", workers, 1),
+    ("first", first, 0),
+  ):
     if value is not None and value < least:
       raise UserError(f"{what} must be at least {least}, got {value}")
   try:
@@ -131,8 +139,11 @@ def write_dataset(
         shutil.rmtree(left, ignore_errors=True)
   except OSError as error:
     raise UserError(f"cannot write the demonstration data set in {root}: {error}") from error
-  folders = [root / _name(index) for index in range(cases)]
-  missing = [i for i, folder in enumerate(folders) if not _complete(folder, seed, i)]
+  indices = range(first, first + cases)
+  folders = [root / _name(index) for index in indices]
+  missing = [
+    i for i, folder in zip(indices, folders, strict=True) if not _complete(folder, seed, i)
+  ]
   processors = os.cpu_count() or 1
   if hasattr(os, "sched_getaffinity"):  # a container or a batch system may grant fewer
     processors = len(os.sched_getaffinity(0))

@@ -165,6 +165,7 @@ def test_complete_cases_cost_nothing(written: Path, monkeypatch: pytest.MonkeyPa
   monkeypatch.setattr(demo, "make_subject", lambda *_: pytest.fail("made again"))
   assert len(demo.write_dataset(written, 2, SEED)) == 2
   assert demo.write_case(written, SEED, 1) == written / "Demo_00001"
+  assert demo.write_dataset(written, 1, SEED, first=1) == [written / "Demo_00001"]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +192,12 @@ def test_gzip_headers_hold_neither_time_nor_name(written: Path) -> None:
 
 
 def test_user_errors(written: Path, tmp_path: Path) -> None:
-  for wrong in (dict(cases=0), dict(cases=1, seed=-1), dict(cases=1, workers=0)):
+  for wrong in (
+    dict(cases=0),
+    dict(cases=1, seed=-1),
+    dict(cases=1, workers=0),
+    dict(cases=1, first=-1),
+  ):
     with pytest.raises(UserError, match="at least"):
       demo.write_dataset(tmp_path, **wrong)
   with pytest.raises(UserError, match="another demonstration case"):
