@@ -10,6 +10,7 @@ is the step's number: see data/pipeline.py.
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from errno import EACCES, EDQUOT, EIO, ENOSPC, EPERM, EROFS
 from pathlib import Path
@@ -26,6 +27,7 @@ from kd_jax.step import TrainState
 
 FOLDER = "checkpoints"
 _SCORE = "score"
+_REMOVAL_S = 1.0  # in which a checkpoint that is being removed is gone
 
 
 class Networks(NamedTuple):
@@ -33,6 +35,15 @@ class Networks(NamedTuple):
 
   params: dict[str, Any]
   ema: dict[str, Any] | None
+
+
+class Best(NamedTuple):
+  """What is read of a run's best checkpoint."""
+
+  step: int
+  networks: Networks
+  notes: dict
+  score: float
 
 
 class Checkpoints:
@@ -177,6 +188,27 @@ class Checkpoints:
     if processes.first():
       for folder in self.folder.glob(f"{self._begun}.*"):
         checksums.write(folder)
+
+
+def read_best(workdir: Path, abstract: TrainState) -> Best:
+  """The best checkpoint; where a run that goes on replaces it meanwhile, the one that replaced it.
+
+  Args:
+    abstract: the state's shapes, from jax.eval_shape.
+
+  Raises:
+    UserError: no checkpoint was validated, or the best is damaged.
+  """
+  while True:
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.best_step()
+    try:
+      networks = checkpoints.restore_networks(step, abstract)
+      return Best(step, networks, checkpoints.notes(step), checkpoints.score(step))
+    except Exception:  # Orbax has many errors for what is not there any more
+      time.sleep(_REMOVAL_S)
+      if (checkpoints.folder / str(step)).exists():
+        raise
 
 
 def set_aside_damaged(workdir: Path, tell: Callable[[str], None]) -> None:

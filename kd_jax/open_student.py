@@ -12,7 +12,7 @@ from kd_jax import config as config_lib
 from kd_jax import optim, share
 from kd_jax import step as step_lib
 from kd_jax.checkpoint import FOLDER as CHECKPOINTS
-from kd_jax.checkpoint import Checkpoints
+from kd_jax.checkpoint import read_best
 from kd_jax.config import CONFIG_FILE
 from kd_jax.errors import ConfigError, UserError
 from kd_jax.inference import BY_VALIDATION
@@ -77,12 +77,10 @@ def _open_run(workdir: Path) -> Student:
       f"{workdir / CONFIG_FILE} was written by another version of kd_jax: {e}. Use that version "
       "(its number is in the run's train.log), or export the student there"
     ) from e
-  checkpoints = Checkpoints(workdir, read_only=True)
-  step = checkpoints.best_step()
-  networks = checkpoints.restore_networks(step, _abstract_state(config))
+  step, networks, notes, score = read_best(workdir, _abstract_state(config))
   look, chosen = config.predict, config.predict.smallest_et == BY_VALIDATION
   if chosen:
-    look = replace(look, smallest_et=checkpoints.notes(step).get("smallest_et", 0.0))
+    look = replace(look, smallest_et=notes.get("smallest_et", 0.0))
   averaged = networks.ema is not None
   params = networks.ema if averaged else networks.params["student"]
   params = {name: part for name, part in params.items() if name != "side_heads"}
@@ -107,7 +105,7 @@ def _open_run(workdir: Path) -> Student:
       "teachers": {name: list(m) for name, m in config.model.teachers.items()},
       "step": step,
       "averaged": averaged,
-      "validation_score": checkpoints.score(step),
+      "validation_score": score,
       "smallest_et_by_validation": chosen,
     },
     scores=_scores(workdir, step),

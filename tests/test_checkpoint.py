@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import checksums
+from kd_jax import checkpoint, checksums
 from kd_jax.checkpoint import Checkpoints, set_aside_damaged
 from kd_jax.errors import UserError
 from kd_jax.step import TrainState
@@ -132,3 +133,26 @@ def test_prediction_refuses_a_damaged_checkpoint_and_says_what_to_do(workdir):
   flip(files(workdir, 3)[0])
   with pytest.raises(UserError, match=r"step 3 in .* is damaged.*move .* elsewhere"):
     checkpoints.restore_networks(3, abstract)
+
+
+@pytest.mark.parametrize("when", ["restore_networks", "notes"])
+def test_a_best_checkpoint_that_is_replaced_while_it_is_read(workdir, monkeypatch, when):
+  """A run that goes on may find a better one, and removes the one that was the best."""
+  real, looked_at = getattr(Checkpoints, when), []
+
+  def removed_first(self, step, *args):
+    looked_at.append(step)
+    if step == 3:
+      shutil.rmtree(workdir / "checkpoints" / "3")
+    return real(self, step, *args)
+
+  monkeypatch.setattr(Checkpoints, when, removed_first)
+  best = checkpoint.read_best(workdir, jax.eval_shape(lambda: state_of(0)))
+  assert looked_at == [3, 8] and (best.step, best.notes, best.score) == (8, {"best": 8}, 0.2)
+  assert best.networks.params["student"]["w"][0] == 8
+
+
+def test_a_best_checkpoint_that_is_damaged_is_an_error(workdir):
+  flip(files(workdir, 3)[0])
+  with pytest.raises(UserError, match=r"step 3 in .* is damaged"):
+    checkpoint.read_best(workdir, jax.eval_shape(lambda: state_of(0)))
