@@ -214,13 +214,13 @@ def measure_stream(
   import jax
   from absl import flags
 
-  from benchmarks import timing
   from kd_jax import step as step_lib
   from kd_jax.data import pipeline
+  from kd_jax.mesh import make_mesh
 
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
-  shardings = step_lib.batch_sharding(timing.mesh(1, 1))
+  shardings = step_lib.batch_sharding(make_mesh(1, 1))
   rows = pipeline.rows_here(shardings["label"], batch)
   ready = _BUFFERED * max(1, sampling.workers)  # else what was read before would count
   began = time.perf_counter()

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import timing, train_step
 from benchmarks.scaling import QUICK  # and its fake CPU devices, before JAX looks for any
 from kd_jax.config import Config
+from kd_jax.mesh import make_mesh
 from kd_jax.models import conv
 from kd_jax.models.framework import Framework, Params
 from kd_jax.runlog import table
@@ -66,7 +67,7 @@ def cases(patch: tuple[int, int, int], whole: tuple[int, int, int]) -> list[Case
 def measure(case: Case, filters: tuple[int, int, int, int]) -> dict[str, Any]:
   """Bytes on each device, by XLA's account of the compiled step."""
   config = train_step.settings(filters, case.patch, case.batch, "float32", **case.train)
-  lowered, _ = train_step.lower_step(config, timing.mesh(1, config.train.space))
+  lowered, _ = train_step.lower_step(config, make_mesh(1, config.train.space))
   memory = lowered.compile(compiler_options=QUICK).memory_analysis()
   kept = kept_bytes(config) / config.train.space
   return {

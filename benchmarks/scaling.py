@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import timing, train_step
 from kd_jax.errors import ConfigError, UserError
+from kd_jax.mesh import make_mesh
 from kd_jax.models import conv
 from kd_jax.models.resunet import DOWNSAMPLING
 from kd_jax.runlog import table
@@ -64,7 +65,7 @@ def main() -> None:
     began, patch = time.monotonic(), (sizes["side"],) * 3
     config = train_step.settings(sizes["filters"], patch, data * arguments.batch, "float32")
     flops = 3 * train_step.forward_flops(config.model, config.data.patch)
-    lowered, _ = train_step.lower_step(config, timing.mesh(data, space))
+    lowered, _ = train_step.lower_step(config, make_mesh(data, space))
     compiled = lowered.compile(compiler_options=QUICK)
     found = collectives(compiled.as_text(), space)
     programs.append(Sharded(data, space, timing.program_bytes(compiled) or 0, found))

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import timing, train_step
 from kd_jax import step as step_lib
+from kd_jax.mesh import make_mesh
 from kd_jax.runlog import table
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = .*op_name=\"(?P<origin>[^\"]*)\"")
@@ -46,7 +47,7 @@ def main() -> None:
   sizes = train_step.SMALL if arguments.small else train_step.PAPER
   dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
   config = train_step.settings(sizes["filters"], (sizes["side"],) * 3, 1, dtype)
-  mesh = timing.mesh(1, 1)
+  mesh = make_mesh(1, 1)
   lowered, new_state = train_step.lower_step(config, mesh)
   print("compiling", file=sys.stderr, flush=True)
   compiled = lowered.compile()

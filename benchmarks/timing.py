@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import jaxlib
-import numpy as np
-from jax.sharding import AxisType, Mesh
 
 from kd_jax import __version__
 from kd_jax.storage import write_text
@@ -68,12 +66,6 @@ def alternate(
 def _spread(clock: Sequence[float], processor: Sequence[float]) -> Spread:
   middle = statistics.median
   return Spread(middle(clock), min(clock), max(clock), len(clock), middle(processor))
-
-
-def mesh(data: int, space: int) -> Mesh:
-  """The first devices as a mesh of the training step's axes."""
-  devices = np.array(jax.devices()[: data * space]).reshape(data, space)
-  return Mesh(devices, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
 
 
 def machine() -> dict[str, str]:

@@ -38,6 +38,7 @@ from kd_jax import config as config_lib
 from kd_jax import monitor, optim
 from kd_jax import step as step_lib
 from kd_jax.config import Config
+from kd_jax.mesh import make_mesh
 from kd_jax.models.framework import Framework, FrameworkSpec
 from kd_jax.models.remat import REMATS
 from kd_jax.runlog import table
@@ -191,7 +192,7 @@ def random_batch(config: Config) -> dict[str, np.ndarray]:
 
 def jax_program(config: Config) -> Program:
   """Our step on one device; state and batch are put there by its first call."""
-  mesh = timing.mesh(1, 1)
+  mesh = make_mesh(1, 1)
   began = time.perf_counter()
   lowered, new_state = lower_step(config, mesh)
   compiled = lowered.compile()

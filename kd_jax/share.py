@@ -17,7 +17,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from kd_jax import config as config_lib
 from kd_jax import limits
 from kd_jax.data.entry import CacheSettings
 from kd_jax.data.labels import CLASSES, CONVENTIONS
@@ -35,6 +34,7 @@ from kd_jax.student import (
   parameter_count,
 )
 from kd_jax.subjects import SUBJECTS_FILE, anonymous, read_subjects, write_subjects
+from kd_jax.typed import build
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -83,10 +83,10 @@ def read(folder: Path) -> Student:
     fields = dict(model["architecture"])
     if fields.pop("network") != "ResUNet" or model["classes"] != list(CLASSES):
       raise ValueError("a network or classes that this version does not know")
-    architecture = config_lib.build(Architecture, fields, "architecture")
-    preparation = config_lib.build(Preparation, model["preparation"], "preparation")
+    architecture = build(Architecture, fields, "architecture")
+    preparation = build(Preparation, model["preparation"], "preparation")
     look = {"smallest_et": 0.0} | model["predict"]  # files of earlier versions do not have it
-    predict = config_lib.build(PredictSettings, look, "predict")
+    predict = build(PredictSettings, look, "predict")
     CacheSettings(preparation.spacing, preparation.normalise, preparation.grid)  # checks itself
     limits.check_patch("preparation.patch", preparation.patch)
     limits.check_predict("predict", predict)

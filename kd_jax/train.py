@@ -10,31 +10,27 @@ from typing import Any
 
 import jax
 import numpy as np
-from clu import parameter_overview
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kd_jax import __version__, inference, lock, optim, processes, provenance
+from kd_jax import announce, inference, lock, optim, processes, provenance
 from kd_jax import config as config_lib
 from kd_jax import step as step_lib
 from kd_jax.checkpoint import Checkpoints, set_aside_damaged
 from kd_jax.config import CONFIG_FILE, Config
 from kd_jax.data import augment, pipeline
-from kd_jax.data.cache import error_table
 from kd_jax.data.dataset import Dataset, open_dataset, spread
 from kd_jax.data.entry import open_entry
-from kd_jax.data.labels import REGIONS
-from kd_jax.errors import ConfigError, UserError
+from kd_jax.errors import UserError
 from kd_jax.interrupts import Interrupts
+from kd_jax.mesh import mesh_for
 from kd_jax.models.framework import Framework, Params
 from kd_jax.monitor import Window, memory
 from kd_jax.optim import Plateau
-from kd_jax.runlog import NoLog, RunLog, Terminal, duration, table
+from kd_jax.runlog import NoLog, RunLog, Terminal, duration
 from kd_jax.step import TrainState
 from kd_jax.subjects import SUBJECTS_FILE, Subject, write_subjects
 from kd_jax.validate import Validation, validate
-
-_LEAST_DEPTH = 4 * inference.DOWNSAMPLING
 
 
 class NonFiniteError(UserError):
@@ -54,8 +50,7 @@ def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
       works in the directory.
   """
   config = config_lib.parse(raw)
-  mesh = make_mesh(config.train.space)
-  _check_mesh(config, mesh)  # before any work
+  mesh = mesh_for(config)  # refused before any work
   alone = lock.held(workdir, terminal.line) if processes.first() else contextlib.nullcontext()
   with alone:
     _train(config, raw, mesh, workdir, terminal)
@@ -131,7 +126,7 @@ def _train(
   # --- Logs ---
   log = RunLog(workdir, terminal, first) if processes.first() else NoLog()
   rates = optim.learning_rates(config.optim.groups, total_steps)
-  _introduce(log, config, workdir, dataset, mesh, state, first, total_steps, changed)
+  announce.introduce(log, config, workdir, dataset, mesh, state, first, total_steps, changed)
   for text in told:
     log.line(text, terminal=False)
   if processes.first():
@@ -218,9 +213,11 @@ def _train(
         }
         log.scalars(step, {f"train/{name}": value for name, value in numbers.items()})
         left = duration((total_steps - step) * numbers["seconds_per_step"])
-        line = f"step {step}/{total_steps}  epoch {epoch + 1}  {_summary(numbers)}  {left} left"
+        line = (
+          f"step {step}/{total_steps}  epoch {epoch + 1}  {announce.summary(numbers)}  {left} left"
+        )
         log.line(line, terminal=not terminal.console.is_terminal)
-        show(step, _summary(numbers))
+        show(step, announce.summary(numbers))
 
       result = None
       if validate_now:
@@ -235,7 +232,7 @@ def _train(
             if lower:
               state = _lower_rate(state, group, settings.plateau.factor)
               log.line(f"the learning rate of {group} is lowered: no better score for a while")
-        _report_validation(log, step, result, best, time.monotonic() - began)
+        announce.validated(log, step, result, best, time.monotonic() - began)
       if save_now:
         save(step, result)
       if log_now or save_now:
@@ -246,53 +243,7 @@ def _train(
         raise SystemExit(128 + interrupts.number)
 
     checkpoints.wait()
-    _conclude(log, workdir, dataset, best, first >= total_steps)
-
-
-# --- Devices ----------------------------------------------------------------------------------
-
-
-def make_mesh(space: int) -> Mesh:
-  """All devices: `space` of them share each volume, the rest share the batch."""
-  devices = jax.device_count()
-  if devices % space:
-    raise ConfigError(f"train.space = {space} does not divide the {devices} devices")
-  return jax.make_mesh(
-    (devices // space, space), ("data", "space"), axis_types=(AxisType.Auto,) * 2
-  )
-
-
-def _check_mesh(config: Config, mesh: Mesh) -> None:
-  data, space = mesh.shape["data"], mesh.shape["space"]
-  share = data * config.train.accumulate
-  if config.data.batch % share:
-    parts = f" in {config.train.accumulate} parts (train.accumulate)" * (share > data)
-    raise ConfigError(
-      f"data.batch = {config.data.batch} cannot be shared by {data} devices{parts}; set it to a "
-      f"multiple of {share}, or let devices share volumes (train.space)"
-    )
-  if config.data.patch[0] % (inference.DOWNSAMPLING * space):
-    raise ConfigError(
-      f"data.patch = {config.data.patch}: with train.space = {space} its first side must be a "
-      f"multiple of {inference.DOWNSAMPLING * space}"
-    )
-  # XLA's partitioner gives kernel gradients that are wrong by a factor where the coarsest level,
-  # split both ways, is two slices deep (seen with jax 0.10.2; three and more are right).
-  if data > 1 and space > 1 and config.data.patch[0] < _LEAST_DEPTH:
-    raise ConfigError(
-      f"data.patch = {config.data.patch}: where devices share both batch and volume, its first "
-      f"side must be at least {_LEAST_DEPTH}"
-    )
-
-
-def _subjects(dataset: Dataset) -> tuple[list[Subject], list[Subject]]:
-  """Whom this run trains and validates on, so that no evaluation mistakes them for new ones."""
-
-  def subject(name: str) -> Subject:
-    case, content = dataset.cases[name], open_entry(dataset.entries[name]).meta["content"]
-    return Subject(case.name, case.patient, case.convention, content)
-
-  return [subject(name) for name in dataset.train], [subject(name) for name in dataset.val]
+    announce.conclude(log, workdir, dataset, best, first >= total_steps)
 
 
 # --- Pieces of the loop -----------------------------------------------------------------------
@@ -343,78 +294,11 @@ def _claim_workdir(workdir: Path, raw: Mapping[str, Any]) -> list[str]:
   return changed
 
 
-# --- What people read -------------------------------------------------------------------------
+def _subjects(dataset: Dataset) -> tuple[list[Subject], list[Subject]]:
+  """Whom this run trains and validates on, so that no evaluation mistakes them for new ones."""
 
+  def subject(name: str) -> Subject:
+    case, content = dataset.cases[name], open_entry(dataset.entries[name]).meta["content"]
+    return Subject(case.name, case.patient, case.convention, content)
 
-def _introduce(
-  log: RunLog,
-  config: Config,
-  workdir: Path,
-  dataset: Dataset,
-  mesh: Mesh,
-  state: TrainState,
-  first: int,
-  total_steps: int,
-  changed: Sequence[str],
-) -> None:
-  device = jax.devices()[0]
-  log.line(
-    f"{config.name}: {len(dataset.train)} training and {len(dataset.val)} validation cases, "
-    f"fold {config.data.fold}; {total_steps} steps; {dict(mesh.shape)} {device.device_kind} "
-    f"({device.platform}); kd_jax {__version__}, jax {jax.__version__}; work directory {workdir}"
-  )
-  if first:
-    log.line(f"going on from step {first}")
-  for line in changed:
-    log.line(f"changed since the run began: {line}")
-  overview = parameter_overview.get_parameter_overview(state.params)
-  log.line(overview, terminal=False)
-  log.text("parameters", overview)
-  log.text("config", (workdir / CONFIG_FILE).read_text())
-
-
-def _summary(numbers: Mapping[str, float]) -> str:
-  dice = "/".join(f"{numbers[f'dice/student/{region}']:.2f}" for region in REGIONS)
-  rate = numbers["samples_per_second"]
-  return (
-    f"loss {numbers['loss/student']:.3f}  Dice {'/'.join(REGIONS)} {dice}  {rate:.2f} samples/s"
-  )
-
-
-def _report_validation(
-  log: RunLog, step: int, result: Validation, best: Mapping[str, Any], seconds: float
-) -> None:
-  scalars = {
-    f"val/dice/{network}/{region}": value
-    for network, regions in result.dice.items()
-    for region, value in regions.items()
-  }
-  scalars |= {"val/score": result.score, "val/smallest_et": result.smallest_et}
-  log.scalars(step, scalars | {"val/seconds": seconds})
-  for name, pixels in result.pictures.items():
-    log.picture(step, f"val/{name}", pixels)
-  rows = [[name, *regions.values()] for name, regions in result.dice.items()]
-  heading = f"validation after step {step} ({seconds:.0f} s), Dice on the training grid"
-  log.line(f"{heading}\n{table(['network', *REGIONS], rows)}")
-  if result.smallest_et:
-    log.line(
-      f"ET of less than {result.smallest_et:g} mm3 in a case is to become core: mean ET Dice "
-      f"{result.dice_et:.4f} instead of {result.dice['student']['ET']:.4f}"
-    )
-  log.line(f"best so far: {best['score']:.4f} at step {best['step']}")
-
-
-def _conclude(
-  log: RunLog, workdir: Path, dataset: Dataset, best: Mapping[str, Any], idle: bool
-) -> None:
-  if dataset.bad:
-    log.line(f"left out, as you asked:\n{error_table(dataset.bad)}")
-  if idle:
-    log.line("nothing left to do: all steps were done before")
-  if best:
-    log.line(f"best checkpoint: step {best['step']}, mean Dice {best['score']:.4f}")
-  log.line(
-    f"checkpoints: {workdir / 'checkpoints'}\n"
-    f"curves and pictures: tensorboard --logdir {workdir / 'tensorboard'}\n"
-    f"scores in the scans' own space: python main.py --mode=evaluate --workdir={workdir}"
-  )
+  return [subject(name) for name in dataset.train], [subject(name) for name in dataset.val]

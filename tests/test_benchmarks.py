@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import scaling, timing, train_step
 from kd_jax.errors import ConfigError
+from kd_jax.mesh import make_mesh
 from kd_jax.models import conv
 from kd_jax.models.framework import Framework, FrameworkSpec
 from kd_jax.objective import objective
@@ -152,7 +153,7 @@ def test_an_unknown_notation_is_not_guessed_at():
 
 def test_the_collectives_of_a_real_program():
   """A sum over the batch is one all-reduce; a shift along the depth is one halo."""
-  mesh = timing.mesh(2, 2)
+  mesh = make_mesh(2, 2)
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", "space"))
   x = jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=sharding)
 

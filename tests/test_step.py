@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.confidence import ConfidenceSettings
 from kd_jax.data.augment import AugmentSettings, augment
+from kd_jax.mesh import make_mesh
 from kd_jax.models.framework import Framework, FrameworkSpec
 from kd_jax.objective import LossSettings
 from kd_jax.optim import GROUPS, OptimizerSettings, optimizer
@@ -77,10 +78,6 @@ def batch():
   return {"image": np.array(images, np.float16), "label": np.array(labels, np.uint8)}
 
 
-def mesh_of(shape):
-  return jax.make_mesh(shape, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
-
-
 class Programs:
   """The step compiled for meshes, each when it is first asked for; several at once."""
 
@@ -111,7 +108,7 @@ class Programs:
     for shape in shapes:
       if shape not in self._jobs or step:
         with jax.enable_x64(True):
-          lowered = compile_step(step or self.step, mesh_of(shape)).lower(*self.placed(shape))
+          lowered = compile_step(step or self.step, make_mesh(*shape)).lower(*self.placed(shape))
         # The one that most tests run is worth LLVM's while.
         options = None if shape == (1, 1) else QUICK
         self._jobs[shape] = self._pool.submit(lowered.compile, compiler_options=options)
@@ -119,7 +116,7 @@ class Programs:
 
   def placed(self, shape, state=None):
     """State, batch and key on the devices of a mesh."""
-    mesh = mesh_of(shape)
+    mesh = make_mesh(*shape)
     with jax.enable_x64(True):
       state = widened(self.state if state is None else state)
       state, key = jax.device_put((state, jax.random.key(7)), NamedSharding(mesh, P()))
@@ -281,7 +278,7 @@ def test_every_step_is_augmented_in_its_own_way(programs, history):
 def test_the_step_is_not_compiled_again_for_its_own_state(programs):
   shape = (1, 1)
   (run,) = programs.on(shape)
-  program, executable = compile_step(programs.step, mesh_of(shape)), run.args[1]
+  program, executable = compile_step(programs.step, make_mesh(*shape)), run.args[1]
   state, batch, key = programs.placed(shape)
   with jax.enable_x64(True):
     program.trace(state, batch, key)

@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from kd_jax.data.augment import AugmentSettings, _average, augment
+from kd_jax.mesh import make_mesh
 from kd_jax.step import batch_sharding
 
 SHAPE = (3, 4, 6, 8, 10)  # B, M, D, H, W
@@ -386,7 +386,7 @@ def test_every_mesh_gives_the_same_patches():
   labels = rng.integers(0, 4, (4, 16, 16, 16)).astype(np.uint8)
 
   def on(shape):
-    mesh = jax.make_mesh(shape, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+    mesh = make_mesh(*shape)
     sharding = batch_sharding(mesh)
     placed = (
       jax.device_put(images, sharding["image"]),

@@ -7,12 +7,11 @@ import signal
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from synthetic import make_case
 
@@ -29,6 +28,7 @@ from kd_jax.data.pipeline import (
 )
 from kd_jax.data.preprocess import foreground_voxels
 from kd_jax.errors import UserError
+from kd_jax.mesh import make_mesh
 from kd_jax.step import batch_sharding
 
 SMALL = SamplingSettings(patch=(6, 4, 8))
@@ -263,7 +263,7 @@ def test_some_rows_of_a_batch_are_what_they_are_in_the_whole(entries, rows):
 
 def test_the_rows_of_the_only_process_are_all():
   for shape in ((1, 1), (4, 2), (2, 4)):
-    mesh = jax.make_mesh(shape, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+    mesh = make_mesh(*shape)
     assert rows_here(batch_sharding(mesh)["image"], 8) == list(range(8))
 
 
@@ -290,7 +290,7 @@ def test_a_case_gives_another_patch_in_every_pass(entries):
 
 
 def test_batches_come_to_the_devices_in_their_shards(entries):
-  mesh = jax.make_mesh((2, 2), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+  mesh = make_mesh(2, 2)
   (batch,) = take(1, entries, SamplingSettings(patch=(6, 4, 8)), batch=4)
   arrays = to_devices(batch, range(4), batch_sharding(mesh), 4)
   assert arrays["image"].sharding == NamedSharding(mesh, P("data", None, "space"))

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from synthetic import brats_root
 
@@ -12,6 +12,7 @@ from kd_jax.confidence import ConfidenceSettings
 from kd_jax.data import cache, nifti, pipeline
 from kd_jax.data.cases import MODALITIES, find_cases
 from kd_jax.deploy import Prepared, native_classes
+from kd_jax.mesh import make_mesh
 from kd_jax.models.framework import Framework, FrameworkSpec
 from kd_jax.objective import LossSettings
 from kd_jax.scored import score_against
@@ -31,8 +32,7 @@ def test_the_student_overfits_one_real_case(tmp_path):
   settings = optim.OptimizerSettings(learning_rate=3e-3, clip_norm=12.0)
   optimizers = {group: optim.optimizer(settings, STEPS) for group in optim.GROUPS}
   confidence = ConfidenceSettings()
-  auto = (AxisType.Auto,) * 2
-  mesh = jax.make_mesh((1, 1), ("data", "space"), axis_types=auto, devices=jax.devices()[:1])
+  mesh = make_mesh(1, 1)
   one_step = step.compile_step(
     step.make_train_step(framework, optimizers, LossSettings(), confidence, steps_per_epoch=STEPS),
     mesh,

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.confidence import ConfidenceSettings
+from kd_jax.mesh import make_mesh
 from kd_jax.models.framework import Framework, FrameworkSpec
 from kd_jax.objective import LossSettings
 from kd_jax.optim import GROUPS
@@ -48,10 +49,7 @@ def check(sides, dtype, close):
 
   found = []
   for space in (1, 4):
-    devices = jax.devices()[:space]
-    mesh = jax.make_mesh(
-      (1, space), ("data", "space"), axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
+    mesh = make_mesh(1, space)
     placed, key = jax.device_put((state, jax.random.key(0)), NamedSharding(mesh, P()))
     shared = jax.device_put(batch, batch_sharding(mesh))
     program = compile_step(step, mesh).lower(placed, shared, key).compile()

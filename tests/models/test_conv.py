@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from kd_jax.mesh import make_mesh
 from kd_jax.models.conv import conv3d
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -117,7 +118,7 @@ def test_on_a_mesh_everything_is_as_on_one_device(impl, mesh, depth):
     y, back = jax.vjp(chain, x, first, second)
     return y, *back(pull)
 
-  devices = jax.make_mesh(mesh, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+  devices = make_mesh(*mesh)
   whole, split = NamedSharding(devices, P()), NamedSharding(devices, P("data", "space"))
   expected = jax.jit(lambda *a: gradients("native", *a), compiler_options=QUICK)
   program = jax.jit(

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from kd_jax.mesh import make_mesh
 from kd_jax.models import blocks
 from kd_jax.models.conv import conv3d, upsample2
 from kd_jax.models.framework import Framework, FrameworkSpec, select
@@ -404,7 +405,7 @@ def test_convolutions_on_a_mesh_have_the_gradients_of_one_device(monkeypatch, im
     return jnp.sum(jnp.sin(3 * nnx.merge(graph, params)(x)))
 
   def gradients(shape):
-    mesh = jax.make_mesh(shape, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+    mesh = make_mesh(*shape)
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data", "space"))
     program = jax.jit(
       jax.grad(loss), in_shardings=(whole, split), out_shardings=whole, compiler_options=QUICK
