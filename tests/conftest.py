@@ -2,10 +2,13 @@
 folder of compiled programs for all processes of a test run.
 """
 
+import io
 import os
 import shutil
 import tempfile
 
+import pytest
+import rich.console
 from absl import flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,3 +25,13 @@ flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 def pytest_unconfigure():
   if _OWN_CACHE:
     shutil.rmtree(_OWN_CACHE, ignore_errors=True)
+
+
+@pytest.fixture
+def terminal():
+  """A Terminal of 300 columns that nobody sees; what it was told: terminal.console.file."""
+  from kd_jax.runlog import Terminal  # with JAX, once the settings above are in place
+
+  terminal = Terminal()
+  terminal.console = rich.console.Console(file=io.StringIO(), width=300)
+  return terminal

@@ -1,13 +1,11 @@
 """Folds trained apart and scored together; training itself is replaced by its outcome."""
 
 import csv
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rich.console
 from runs import make_data, make_run
 
 from kd_jax import cross_validate as cross_validate_lib
@@ -19,14 +17,6 @@ from kd_jax.deploy import Ensemble
 from kd_jax.errors import ConfigError, UserError
 from kd_jax.evaluate import Choice, evaluate
 from kd_jax.open_student import open_students
-from kd_jax.runlog import Terminal
-
-
-@pytest.fixture
-def terminal() -> Terminal:
-  terminal = Terminal()
-  terminal.console = rich.console.Console(file=io.StringIO(), width=300)
-  return terminal
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Evaluations: of runs on their own and on other data, never on training subjects; of masks."""
 
 import csv
-import io
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import rich.console
 from runs import make_data, make_run
 from synthetic import LARGE, make_case, seg, write
 
@@ -19,7 +17,6 @@ from kd_jax.evaluate import Choice, evaluate
 from kd_jax.evaluate_masks import evaluate_masks
 from kd_jax.metrics.case import columns
 from kd_jax.open_student import open_student, open_students
-from kd_jax.runlog import Terminal
 from kd_jax.scored import check_complete
 from kd_jax.share import export
 
@@ -35,13 +32,6 @@ def place(tmp_path_factory) -> Path:
   for fold in (0, 1):
     make_run(place / f"fold{fold}", place / "data", fold, seed=fold)
   return place
-
-
-@pytest.fixture
-def terminal() -> Terminal:
-  terminal = Terminal()
-  terminal.console = rich.console.Console(file=io.StringIO(), width=300)
-  return terminal
 
 
 def ensemble(*paths: Path) -> Ensemble:

@@ -3,8 +3,6 @@
 Predictions: test_predict.py. Demonstration cases: data/test_demo.py.
 """
 
-import io
-
 import jax
 import numpy as np
 import pytest
@@ -17,15 +15,8 @@ from kd_jax.checkpoint import Checkpoints, set_aside_damaged
 from kd_jax.data.cache import CacheSettings, prepare, verify_entry
 from kd_jax.data.cases import find_cases
 from kd_jax.errors import UserError
-from kd_jax.runlog import RunLog, Terminal, read_numbers
+from kd_jax.runlog import RunLog, read_numbers
 from kd_jax.storage import write_text
-
-
-@pytest.fixture
-def terminal():
-  terminal = Terminal()
-  terminal.console.file = io.StringIO()
-  return terminal
 
 
 @pytest.mark.parametrize("leave", [0, 40_000])

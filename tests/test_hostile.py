@@ -36,13 +36,6 @@ class Sphere(Ensemble):
     return np.stack([1 - et, 0 * et, 0 * et, et])
 
 
-@pytest.fixture
-def terminal() -> Terminal:
-  terminal = Terminal()
-  terminal.console = rich.console.Console(file=io.StringIO(), width=200)
-  return terminal
-
-
 def head() -> nib.Nifti1Image:
   """A brain of 1.1 litres, at 5 mm."""
   axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in (32, 36, 30)), indexing="ij")

@@ -1,13 +1,11 @@
 """Masks of new scans: in the scan's own space, whole or not at all, each once."""
 
-import io
 import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import rich.console
 from nibabel import orientations
 from students import make_student
 from synthetic import make_case
@@ -47,13 +45,6 @@ class Bright(Ensemble):
   def predict(self, prepared: Prepared) -> np.ndarray:
     et = 1 / (1 + np.exp(-8 * (prepared.images[0].astype(np.float32) - 1.5)))
     return np.stack([1 - et, 0 * et, 0 * et, et])
-
-
-@pytest.fixture
-def terminal() -> Terminal:
-  terminal = Terminal()
-  terminal.console = rich.console.Console(file=io.StringIO(), width=200)
-  return terminal
 
 
 def said(terminal: Terminal) -> str:

@@ -13,13 +13,6 @@ from kd_jax.pictures import panel
 from kd_jax.runlog import RunLog, Terminal, duration, table
 
 
-@pytest.fixture
-def terminal():
-  terminal = Terminal()
-  terminal.console.file = io.StringIO()
-  return terminal
-
-
 def test_scalars_reach_tensorboard_and_json(tmp_path, terminal):
   log = RunLog(tmp_path, terminal, 0)
   for step in (1, 2):

@@ -1,6 +1,5 @@
 """Small ET becomes core: the rule, the choice of its threshold, and its way from run to mask."""
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import rich.console
 from runs import make_data, make_run
 from students import make_student
 from synthetic import LARGE, make_case
@@ -21,19 +19,11 @@ from kd_jax.inference import BY_VALIDATION
 from kd_jax.metrics.volumetric import region_mask
 from kd_jax.open_student import open_student, open_students
 from kd_jax.predict import Output, predict
-from kd_jax.runlog import Terminal
 from kd_jax.share import export
 from kd_jax.small_et import PredictedET, choose, compare_et, mean_dice, without_small_et
 from kd_jax.validate import validate
 
 BLOCK = 6 * 6 * 6  # voxels of ET that Block finds, of 27 mm3 each
-
-
-@pytest.fixture
-def terminal() -> Terminal:
-  terminal = Terminal()
-  terminal.console = rich.console.Console(file=io.StringIO(), width=200)
-  return terminal
 
 
 # --- The rule ---------------------------------------------------------------------------------

@@ -1,26 +1,15 @@
 """Cases to look at: NIfTI files in the scan's space, and the page."""
 
-import io
-
 import nibabel as nib
 import numpy as np
 import pytest
-import rich.console
 from students import make_student
 from synthetic import LARGE, make_case
 
 from kd_jax.deploy import Ensemble
 from kd_jax.errors import UserError
 from kd_jax.report import viewer
-from kd_jax.runlog import Terminal
 from kd_jax.visualize import visualize
-
-
-@pytest.fixture
-def terminal() -> Terminal:
-  terminal = Terminal()
-  terminal.console = rich.console.Console(file=io.StringIO(), width=300)
-  return terminal
 
 
 def test_scan_prediction_truth_and_page(tmp_path, terminal, monkeypatch):
