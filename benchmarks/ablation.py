@@ -57,6 +57,11 @@ class Recipe(NamedTuple):
 
 
 _OWN = {"model.teachers": {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)}}
+_CLASSES = {
+  "loss.targets": "classes",
+  "loss.deep_supervision": {"level1": 0.0, "level2": 0.0},
+  "model.teacher_side_heads": 0,
+}
 RECIPES = {
   ALONE: Recipe("the student alone, losses over the classes", f"mtcm_kd,{ALONE}"),
   "best_alone": Recipe(
@@ -120,6 +125,12 @@ RECIPES = {
   ),
   "tuned": Recipe("the default, each teacher sees its own sequence alone", settings=_OWN),
   "best": Recipe("the default"),
+  "classes": Recipe("the default, losses over the classes as student_only has them", "", _CLASSES),
+  "wt": Recipe(
+    "classes, and teachers are heard of WT alone: where T1ce shows least and they see most",
+    "",
+    {**_CLASSES, "loss.kd_targets": "regions", "loss.kd_regions": ("WT",)},
+  ),
   "plus_all": Recipe("the default and a teacher that sees all sequences", "plus_all"),
   "from_all": Recipe(
     "response KD of one teacher that sees all", "from_all", {"model.fusion_levels": 0}

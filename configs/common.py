@@ -52,6 +52,7 @@ def base(name: str, root: str) -> ConfigDict:
         "targets": "regions",  # or classes
         "kd_reduction": "voxel_mean",
         "kd_targets": "classes",  # or regions
+        "kd_regions": ("WT", "TC", "ET"),  # with regions
         "kd_where": "all",  # or brain, agreement, balanced
         "temperature": 1.0,
         "supervised": 1.0,

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax import distillation, losses
+from kd_jax.data.labels import REGIONS
 from kd_jax.models.framework import Outputs
 from kd_jax.models.resunet import Output
 
@@ -29,6 +31,7 @@ class LossSettings:
     targets: "classes", or "regions": what the supervised losses are taken over.
     kd_reduction: "voxel_mean", or "voxel_sum" as published.
     kd_targets: "classes", or "regions": each region's response is distilled against its complement.
+    kd_regions: which of them, with "regions".
     kd_where: "all", "brain", "agreement" or "balanced": which voxels' responses count
       (distillation.voxel_weights).
     temperature: of every KD term.
@@ -49,6 +52,7 @@ class LossSettings:
   targets: str = "classes"
   kd_reduction: str = "voxel_mean"
   kd_targets: str = "classes"
+  kd_regions: tuple[str, ...] = tuple(REGIONS)
   kd_where: str = "all"
   temperature: float = 4.0
   supervised: float = 0.75
@@ -190,8 +194,10 @@ def _response(
   weight = distillation.voxel_weights(settings.kd_where, labels, brain, teachers)
   how = (settings.temperature, settings.kd_reduction, weight)
   if settings.kd_targets == "regions":
-    each = losses.region_kd(student, teacher, *how)  # (3,)
-    return jnp.mean(alpha * each), jnp.mean(each)
+    distilled = np.array([list(REGIONS).index(region) for region in settings.kd_regions])
+    each = losses.region_kd(student, teacher, *how)[distilled]
+    own = jnp.broadcast_to(alpha, (len(REGIONS),))[distilled]
+    return jnp.mean(own * each), jnp.mean(each)
   plain = losses.kd(student, teacher, *how)
   if jnp.ndim(alpha) == 4:  # one a voxel
     return losses.kd(student, teacher, *how, alpha), plain

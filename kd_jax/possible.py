@@ -76,6 +76,12 @@ def _check_losses(config: "Config") -> None:
   one_of("loss.targets", loss.targets, TARGETS)
   one_of("loss.kd_reduction", loss.kd_reduction, KD_REDUCTIONS)
   one_of("loss.kd_targets", loss.kd_targets, TARGETS)
+  for region in loss.kd_regions or ("",):
+    one_of("loss.kd_regions", region, tuple(REGIONS))
+  if len(set(loss.kd_regions)) < len(loss.kd_regions):
+    raise ConfigError(f"loss.kd_regions = {loss.kd_regions}: a region stands twice")
+  if loss.kd_targets == "classes" and len(loss.kd_regions) < len(REGIONS):
+    raise ConfigError('loss.kd_regions: fewer than all needs loss.kd_targets = "regions"')
   one_of("loss.kd_where", loss.kd_where, WHERE)
   for level in {*loss.side, *loss.cooperative}:
     one_of("loss.side and loss.cooperative, a level", level, LEVELS)

@@ -238,6 +238,21 @@ def test_each_region_hears_the_teachers_in_its_own_way():
   np.testing.assert_allclose(got["loss/student"], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("alpha", [0.4, np.float32([0.1, 0.2, 0.3])])
+def test_of_some_regions_teachers_are_not_heard(alpha):
+  out = some_outputs(levels=("level1",))
+  some = dataclasses.replace(SETTINGS, kd_targets="regions", kd_regions=("ET", "WT"))
+  got = terms_of(some, out, dict.fromkeys(out.teachers, alpha))
+  side = losses.region_kd(out.student.side_logits["level1"], out.fused["level1"], 3.0)
+  np.testing.assert_allclose(got["loss/side/level1/kd"], (side[0] + side[2]) / 2, rtol=1e-5)
+  plain = terms_of(some, out, dict.fromkeys(out.teachers, 0.0))
+  heard = 0.0
+  for teacher in out.teachers.values():
+    each = np.broadcast_to(alpha, 3) * losses.region_kd(out.student.logits, teacher.logits, 3.0)
+    heard += (each[0] + each[2]) / 2
+  np.testing.assert_allclose(got["loss/student"] - plain["loss/student"], heard, rtol=1e-4)
+
+
 def test_each_voxel_hears_the_teachers_in_its_own_way():
   out = some_outputs(levels=())
   flair = np.random.default_rng(5).random((2, 8, 8, 8), np.float32)
