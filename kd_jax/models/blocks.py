@@ -21,6 +21,22 @@ _SLOPE = 0.01
 _EPSILON = 1e-5
 
 
+class Keys:
+  """Random keys, another at each call; nnx.Rngs gives the same ones.
+
+  nnx.Rngs counts in a Variable. Under eval_shape each count asks a tracer for what it has not, and
+  JAX words an error that nobody reads: four networks took 5 s to be drawn up.
+  """
+
+  def __init__(self, key: jax.Array):
+    self._key, self._given = key, 0
+
+  def params(self) -> jax.Array:
+    key = jax.random.fold_in(self._key, self._given)
+    self._given += 1
+    return key
+
+
 def leaky_relu(x: jax.Array) -> jax.Array:
   return jax.nn.leaky_relu(x, _SLOPE)
 
@@ -44,16 +60,14 @@ def _draw(key: jax.Array, shape: Sequence[int], distribution: str, scale: float)
   return jnp.asarray(draw(key_data))
 
 
-def _kernel(
-  init: Init, shape: Sequence[int], fan_in: int, fan_out: int, rngs: nnx.Rngs
-) -> nnx.Param:
+def _kernel(init: Init, shape: Sequence[int], fan_in: int, fan_out: int, rngs: Keys) -> nnx.Param:
   if init == "xavier":
     return nnx.Param(_draw(rngs.params(), shape, "normal", math.sqrt(2 / (fan_in + fan_out))))
   # PyTorch: kaiming-uniform with a = sqrt(5), which is U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
   return nnx.Param(_draw(rngs.params(), shape, "uniform", 1 / math.sqrt(fan_in)))
 
 
-def _bias(init: Init, features: int, fan_in: int, rngs: nnx.Rngs) -> nnx.Param:
+def _bias(init: Init, features: int, fan_in: int, rngs: Keys) -> nnx.Param:
   if init == "xavier":
     return nnx.Param(jnp.zeros((features,)))
   return nnx.Param(_draw(rngs.params(), (features,), "uniform", 1 / math.sqrt(fan_in)))
@@ -63,7 +77,15 @@ class Conv(nnx.Module):
   """A 3-D convolution with bias, padded by k // 2 voxels on both sides."""
 
   def __init__(
-    self, inputs: int, outputs: int, size: int, stride: int = 1, *, init: Init, dtype: Any, rngs
+    self,
+    inputs: int,
+    outputs: int,
+    size: int,
+    stride: int = 1,
+    *,
+    init: Init,
+    dtype: Any,
+    rngs: Keys,
   ):
     shape, taps = (size, size, size, inputs, outputs), size**3
     self.kernel = _kernel(init, shape, taps * inputs, taps * outputs, rngs)
@@ -80,7 +102,7 @@ class Conv(nnx.Module):
 class Upsample(nnx.Module):
   """A transposed convolution, 2x2x2 and stride 2; PyTorch's default initialisation always."""
 
-  def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
+  def __init__(self, channels: int, *, dtype: Any, rngs: Keys):
     # PyTorch counts the fan of a transposed convolution over its *outputs*.
     fan = channels * 8
     self.kernel = _kernel("torch", (2, 2, 2, channels, channels), fan, fan, rngs)
@@ -94,7 +116,7 @@ class Upsample(nnx.Module):
     return convolved(conv.upsample2(x.astype(self.dtype), kernel) + bias)
 
 
-def instance_norm(channels: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.GroupNorm:
+def instance_norm(channels: int, *, dtype: Any, rngs: Keys) -> nnx.GroupNorm:
   """Instance normalisation without scale or bias."""
   return nnx.GroupNorm(
     channels,
@@ -107,7 +129,7 @@ def instance_norm(channels: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.GroupNorm
   )
 
 
-def group_norm(channels: int, *, groups: int = 0, dtype: Any, rngs: nnx.Rngs) -> nnx.GroupNorm:
+def group_norm(channels: int, *, groups: int = 0, dtype: Any, rngs: Keys) -> nnx.GroupNorm:
   """Group normalisation with 6 groups if the channels divide by 6, else 4 (METHOD: GN groups)."""
   groups = groups or (6 if channels % 6 == 0 else 4)
   return nnx.GroupNorm(channels, num_groups=groups, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
@@ -116,9 +138,7 @@ def group_norm(channels: int, *, groups: int = 0, dtype: Any, rngs: nnx.Rngs) ->
 class ResidualBlock(nnx.Module):
   """GN, LReLU, conv3, GN, LReLU, conv3; plus a skip of conv3 and GN; the stride on the first."""
 
-  def __init__(
-    self, inputs: int, outputs: int, stride: int, *, init: Init, dtype: Any, rngs: nnx.Rngs
-  ):
+  def __init__(self, inputs: int, outputs: int, stride: int, *, init: Init, dtype: Any, rngs: Keys):
     self.norm_in = group_norm(inputs, dtype=dtype, rngs=rngs)
     self.conv_in = Conv(inputs, outputs, 3, stride, init=init, dtype=dtype, rngs=rngs)
     self.norm_out = group_norm(outputs, dtype=dtype, rngs=rngs)
@@ -135,7 +155,7 @@ class ResidualBlock(nnx.Module):
 class Stem(nnx.Module):
   """conv3, instance norm, LReLU, conv3; plus a conv3 of the input."""
 
-  def __init__(self, inputs: int, outputs: int, *, init: Init, dtype: Any, rngs: nnx.Rngs):
+  def __init__(self, inputs: int, outputs: int, *, init: Init, dtype: Any, rngs: Keys):
     self.conv_in = Conv(inputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
     self.norm = instance_norm(outputs, dtype=dtype, rngs=rngs)
     self.conv_out = Conv(outputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
@@ -151,7 +171,7 @@ class ChannelGate(nnx.Module):
   Woo et al., CBAM, ECCV 2018, eq. 2, with LeakyReLU in the MLP.
   """
 
-  def __init__(self, channels: int, *, init: Init, dtype: Any, rngs: nnx.Rngs):
+  def __init__(self, channels: int, *, init: Init, dtype: Any, rngs: Keys):
     hidden = max(1, channels // 16)
     self.squeeze = Conv(channels, hidden, 1, init=init, dtype=dtype, rngs=rngs)
     self.excite = Conv(hidden, channels, 1, init=init, dtype=dtype, rngs=rngs)
@@ -174,7 +194,7 @@ class SpatialGate(nnx.Module):
   Woo et al., CBAM, ECCV 2018, eq. 3, with the normalisation of the published code.
   """
 
-  def __init__(self, *, init: Init, dtype: Any, rngs: nnx.Rngs):
+  def __init__(self, *, init: Init, dtype: Any, rngs: Keys):
     self.conv = Conv(2, 1, 7, init=init, dtype=dtype, rngs=rngs)
     self.norm = group_norm(1, groups=1, dtype=dtype, rngs=rngs)
 
@@ -188,7 +208,7 @@ class SpatialGate(nnx.Module):
 class Gate(nnx.Module):
   """The attention of decoders and fusion: a channel gate, with CBAM a spatial one too."""
 
-  def __init__(self, attention: str, channels: int, *, init: Init, dtype: Any, rngs: nnx.Rngs):
+  def __init__(self, attention: str, channels: int, *, init: Init, dtype: Any, rngs: Keys):
     self.channel = ChannelGate(channels, init=init, dtype=dtype, rngs=rngs)
     self.spatial = SpatialGate(init=init, dtype=dtype, rngs=rngs) if attention == "cbam" else None
 

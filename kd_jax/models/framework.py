@@ -17,6 +17,7 @@ from flax import nnx
 
 from kd_jax.data.cases import MODALITIES
 from kd_jax.data.labels import CLASSES
+from kd_jax.models.blocks import Keys
 from kd_jax.models.fusion import Fusion
 from kd_jax.models.resunet import LEVELS, Output, ResUNet
 
@@ -66,7 +67,7 @@ class FrameworkSpec:
 class Cohort(nnx.Module):
   """The teachers and the fusion modules through which they learn from each other."""
 
-  def __init__(self, spec: FrameworkSpec, rngs: nnx.Rngs):
+  def __init__(self, spec: FrameworkSpec, rngs: Keys):
     self.teachers = nnx.Dict(
       {
         name: _network(spec, modalities, rngs, side_heads=spec.teacher_side_heads)
@@ -90,7 +91,7 @@ class Cohort(nnx.Module):
     )
 
 
-def _network(spec: FrameworkSpec, modalities: Sequence[str], rngs: nnx.Rngs, **options) -> ResUNet:
+def _network(spec: FrameworkSpec, modalities: Sequence[str], rngs: Keys, **options) -> ResUNet:
   return ResUNet(
     len(modalities),
     len(CLASSES),
@@ -124,10 +125,8 @@ class Framework:
     cohort_key, student_key = jax.random.split(key)
     # The published student starts from Xavier normal, its teachers from PyTorch's default. It has
     # both side heads whatever the fusion levels, as the published network does.
-    student = _network(
-      self.spec, self.spec.student, nnx.Rngs(student_key), side_heads=2, init="xavier"
-    )
-    return {"cohort": Cohort(self.spec, nnx.Rngs(cohort_key)), "student": student}
+    student = _network(self.spec, self.spec.student, Keys(student_key), side_heads=2, init="xavier")
+    return {"cohort": Cohort(self.spec, Keys(cohort_key)), "student": student}
 
   def init(self, key: jax.Array) -> Params:
     """Fresh parameters, float32; the same on every backend."""
@@ -172,7 +171,9 @@ class Framework:
     Returns:
       (B, D, H, W, classes) logits.
     """
-    abstract = nnx.eval_shape(lambda: _network(self.spec, x.shape[-1] * ("",), nnx.Rngs(0)))
+    abstract = nnx.eval_shape(
+      lambda: _network(self.spec, x.shape[-1] * ("",), Keys(jax.random.key(0)))
+    )
     graph = nnx.split(abstract, nnx.Param)[0]
     return nnx.merge(graph, {k: v for k, v in params.items() if k != "side_heads"})(x).logits
 

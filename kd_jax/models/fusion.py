@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.models.blocks import Conv, Gate, Init, leaky_relu
+from kd_jax.models.blocks import Conv, Gate, Init, Keys, leaky_relu
 
 
 class Fusion(nnx.Module):
@@ -35,7 +35,7 @@ class Fusion(nnx.Module):
     activation: bool = False,
     init: Init = "torch",
     dtype: Any = jnp.float32,
-    rngs: nnx.Rngs,
+    rngs: Keys,
   ):
     own = {"init": init, "dtype": dtype, "rngs": rngs}
     self.gates = nnx.Dict({name: Gate(attention, channels, **own) for name in teachers})

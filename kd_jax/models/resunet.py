@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kd_jax.models import remat as remat_lib
-from kd_jax.models.blocks import Conv, Gate, Init, ResidualBlock, Stem, Upsample
+from kd_jax.models.blocks import Conv, Gate, Init, Keys, ResidualBlock, Stem, Upsample
 
 DOWNSAMPLING = 8  # three strided blocks: the input's sides must be multiples of this
 LEVELS = ("level1", "level2")  # deep supervision and fusion: half and quarter resolution
@@ -34,9 +34,7 @@ class Output(NamedTuple):
 class DecoderStage(nnx.Module):
   """Upsample, concatenate the encoder's feature, gate, residual block."""
 
-  def __init__(
-    self, inputs: int, skip: int, *, attention: str, init: Init, dtype: Any, rngs: nnx.Rngs
-  ):
+  def __init__(self, inputs: int, skip: int, *, attention: str, init: Init, dtype: Any, rngs: Keys):
     self.upsample = Upsample(inputs, dtype=dtype, rngs=rngs)
     self.gate = Gate(attention, inputs + skip, init=init, dtype=dtype, rngs=rngs)
     self.block = ResidualBlock(inputs + skip, skip, 1, init=init, dtype=dtype, rngs=rngs)
@@ -69,7 +67,7 @@ class ResUNet(nnx.Module):
     attention: str = "channel",
     init: Init = "torch",
     dtype: Any = jnp.float32,
-    rngs: nnx.Rngs,
+    rngs: Keys,
   ):
     f0, f1, f2, f3 = filters
     own = {"init": init, "dtype": dtype, "rngs": rngs}
