@@ -57,31 +57,31 @@ class Recipe(NamedTuple):
 
 
 _OWN = {"model.teachers": {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)}}
-_CLASSES = {
-  "loss.targets": "classes",
-  "loss.deep_supervision": {"level1": 0.0, "level2": 0.0},
-  "model.teacher_side_heads": 0,
+_ALL_CLASSES = {"loss.kd_targets": "classes", "loss.kd_regions": tuple(REGIONS)}
+_REGION_LOSSES = {
+  "loss.targets": "regions",
+  "loss.deep_supervision": {"level1": 0.3, "level2": 0.0},
+  "model.teacher_side_heads": 1,
 }
 RECIPES = {
-  ALONE: Recipe("the student alone, losses over the classes", f"mtcm_kd,{ALONE}"),
-  "best_alone": Recipe(
-    "the student alone, losses over the regions and deep supervision, as the default has them",
-    ALONE,
+  ALONE: Recipe("the student alone", ALONE),
+  "best": Recipe("the default: teachers see T1ce too, and are heard of WT"),
+  "classes": Recipe("the default, teachers are heard of all classes", "", _ALL_CLASSES),
+  "no_fusion": Recipe("the default without CDSFL", "", {"model.fusion_levels": 0}),
+  "no_kd": Recipe(
+    "the default without any KD term: the deep supervision of its student alone",
+    "",
+    {
+      "confidence.total": 0.0,
+      "loss.side.level1.kd": 0.0,
+      "loss.side.level2.kd": 0.0,
+    },
   ),
   "response": Recipe("response KD by confidence", "mtcm_kd", {"model.fusion_levels": 0}),
   "cdsfl": Recipe("response KD and CDSFL, each teacher sees its own sequence: MTCM-KD", "mtcm_kd"),
   "two_level": Recipe("CDSFL at two levels", "mtcm_kd,two_level"),
   "detached": Recipe(
     "CDSFL from which teachers do not learn", "mtcm_kd", {"model.fusion_detached": True}
-  ),
-  "no_kd": Recipe(
-    "cdsfl without any KD term: its deep supervision alone",
-    "mtcm_kd",
-    {
-      "confidence.total": 0.0,
-      "loss.side.level1.kd": 0.0,
-      "loss.side.level2.kd": 0.0,
-    },
   ),
   "balanced": Recipe(
     "cdsfl, KD balanced over the classes", "mtcm_kd", {"loss.kd_where": "balanced"}
@@ -101,14 +101,16 @@ RECIPES = {
     },
   ),
   "gated": Recipe(
-    "above_student and balanced at T = 2, a teacher that sees all, the default's other losses",
+    "above_student and balanced at T = 2, a teacher that sees all, losses over the regions",
     "plus_all",
     {
+      **_REGION_LOSSES,
       "model.teachers": {
         **_OWN["model.teachers"],
         "all": ("flair", "t1", "t1ce", "t2"),
       },
       "loss.kd_targets": "regions",
+      "loss.kd_regions": tuple(REGIONS),
       "loss.kd_where": "balanced",
       "loss.temperature": 2.0,
       "loss.supervised": 0.75,
@@ -123,13 +125,14 @@ RECIPES = {
     "mtcm_kd",
     {"model.teachers": {name: (name, "t1ce") for name in ("flair", "t2", "t1")}},
   ),
-  "tuned": Recipe("the default, each teacher sees its own sequence alone", settings=_OWN),
-  "best": Recipe("the default"),
-  "classes": Recipe("the default, losses over the classes as student_only has them", "", _CLASSES),
-  "wt": Recipe(
-    "classes, and teachers are heard of WT alone: where T1ce shows least and they see most",
-    "",
-    {**_CLASSES, "loss.kd_targets": "regions", "loss.kd_regions": ("WT",)},
+  "regions_alone": Recipe(
+    "the student alone, losses over the regions and deep supervision",
+    ALONE,
+    _REGION_LOSSES,
+  ),
+  "regions": Recipe("classes, with these losses", "", _REGION_LOSSES | _ALL_CLASSES),
+  "regions_own": Recipe(
+    "regions, each teacher sees its own sequence alone", "", _REGION_LOSSES | _ALL_CLASSES | _OWN
   ),
   "plus_all": Recipe("the default and a teacher that sees all sequences", "plus_all"),
   "from_all": Recipe(
@@ -149,14 +152,14 @@ class Size(NamedTuple):
   Attributes:
     config: the configuration's module.
     settings: dotted names -> values.
-    test_cases: generated cases to score on, beside those of data.demo_cases.
+    test_cases: generated cases to score on: indices, of the training cases' seed.
     paper_grid: whether `paper` is run on the published grid; else on this size's.
     recipes: those that are run when none are named.
   """
 
   config: Any
   settings: Mapping[str, Any]
-  test_cases: int
+  test_cases: range
   paper_grid: bool
   recipes: Sequence[str]
 
@@ -173,14 +176,14 @@ SIZES = {
       "train.steps_per_epoch": 40,
       "optim.ema_decay": 0.98,
     },
-    test_cases=72,
+    test_cases=range(144, 216),  # those before were looked at while recipes were tried
     paper_grid=False,
-    recipes=(ALONE, "best_alone", "cdsfl", "tuned", "privileged", "best", PAPER),
+    recipes=(ALONE, "best", "classes", "cdsfl", "kd_net", "proto_kd", PAPER),
   ),
   "gpu": Size(
     brats21,
     {"data.cache": "runs/ablation-gpu/cache", "train.epochs": 100},
-    test_cases=0,
+    test_cases=range(0),
     paper_grid=True,
     recipes=tuple(RECIPES),
   ),
@@ -419,19 +422,13 @@ def main() -> None:
 
 
 def _generated_test_cases(size: Size) -> Path:
-  """Generated cases of the training cases' seed, with indices that follow theirs."""
   from kd_jax.data import demo
 
   data = settings_of(size, ALONE, 0, None).data
   root = Path(data.root).parent / "test"
+  count, first = len(size.test_cases), size.test_cases.start
   progress = Terminal(0).progress("generating cases to score on")
-  demo.write_dataset(
-    root,
-    size.test_cases,
-    data.demo_seed,
-    progress=progress,
-    first=data.demo_cases,
-  )
+  demo.write_dataset(root, count, data.demo_seed, progress=progress, first=first)
   return root
 
 

@@ -7,6 +7,7 @@ What each setting means: kd_jax/config.py and the classes that it names.
 
 from ml_collections import ConfigDict
 
+from kd_jax.data.labels import REGIONS
 from kd_jax.errors import ConfigError, did_you_mean
 
 
@@ -44,15 +45,15 @@ def base(name: str, root: str) -> ConfigDict:
         "attention": "channel",
         "fusion_activation": False,
         "fusion_detached": False,
-        "teacher_side_heads": 1,
+        "teacher_side_heads": 0,
         "dtype": "auto",
       },
       "loss": {
         "dice_reduction": "volume",  # or sample, slice
-        "targets": "regions",  # or classes
+        "targets": "classes",  # or regions
         "kd_reduction": "voxel_mean",
-        "kd_targets": "classes",  # or regions
-        "kd_regions": ("WT", "TC", "ET"),  # with regions
+        "kd_targets": "regions",  # or classes
+        "kd_regions": ("WT",),  # where T1ce shows least and teachers see most; with regions
         "kd_where": "all",  # or brain, agreement, balanced
         "temperature": 1.0,
         "supervised": 1.0,
@@ -61,7 +62,7 @@ def base(name: str, root: str) -> ConfigDict:
           "level1": {"total": 0.10, "supervised": 0.7, "kd": 0.3},
           "level2": {"total": 0.03, "supervised": 0.6, "kd": 0.4},
         },
-        "deep_supervision": {"level1": 0.3, "level2": 0.0},
+        "deep_supervision": {"level1": 0.0, "level2": 0.0},
         "fused_teacher": 0.0,
         "bottleneck": 0.0,
         "prototype": 0.0,
@@ -153,12 +154,15 @@ def with_variants(config: ConfigDict, arg: str) -> ConfigDict:
 def _mtcm_kd(config: ConfigDict) -> None:
   """The published teachers and terms, with the volume's Dice and a KL that is a mean."""
   config.model.teachers = ConfigDict({name: (name,) for name in config.model.teachers})
-  config.model.teacher_side_heads = 0
-  config.loss.targets = "classes"
+  _hear_of_all_classes(config)
   config.loss.temperature = 4.0
   config.loss.supervised = 0.75
-  config.loss.deep_supervision = {"level1": 0.0, "level2": 0.0}
   config.loss.kd_ramp_epochs = 0.0
+
+
+def _hear_of_all_classes(config: ConfigDict) -> None:
+  config.loss.kd_targets = "classes"
+  config.loss.kd_regions = tuple(REGIONS)
 
 
 def _paper(config: ConfigDict) -> None:
@@ -205,6 +209,7 @@ def _t1(config: ConfigDict) -> None:
     {name: (name,) if alone else (name, "t1") for name in ("flair", "t2", "t1ce")}
   )
   config.confidence.regions = ("WT", "TC")
+  config.loss.kd_regions = tuple(REGIONS)  # T1 shows less than its teachers see everywhere
 
 
 def _two_level(config: ConfigDict) -> None:
@@ -240,6 +245,7 @@ def _kd_net(config: ConfigDict) -> None:
   _from("all", *_ALL)(config)
   config.model.fusion_levels = 0
   config.loss.bottleneck = 0.5
+  _hear_of_all_classes(config)
 
 
 def _proto_kd(config: ConfigDict) -> None:
@@ -247,6 +253,7 @@ def _proto_kd(config: ConfigDict) -> None:
   _from("all", *_ALL)(config)
   config.model.fusion_levels = 0
   config.loss.prototype = 1.0
+  _hear_of_all_classes(config)
 
 
 _ALL = ("flair", "t1", "t1ce", "t2")

@@ -18,7 +18,7 @@ def test_every_recipe_is_possible(size, name):
   typed = config_lib.parse(config_lib.to_dict(config))
   assert (typed.seed, typed.predict.smallest_et) == (3, 0.0)
   assert typed.train.validate_every == typed.train.epochs
-  assert (not typed.model.teachers) == (name in (ablation.ALONE, "best_alone"))
+  assert (not typed.model.teachers) == (name in (ablation.ALONE, "regions_alone"))
   assert typed.data.grid == ("paper" if (size, name) == ("gpu", "paper") else "brain")
 
 
@@ -78,3 +78,9 @@ def test_the_table_pairs_cases_and_spreads_over_seeds(tmp_path):
   assert "65.0 ± 7.1" in text
   assert "+10.0" in text
   assert (tmp_path / "ablation.md").read_text() == f"```\n{text}```\n"
+
+
+@pytest.mark.parametrize("size", ablation.SIZES.values())
+def test_no_generated_case_is_both_trained_and_scored_on(size):
+  config = ablation.settings_of(size, "best", 0, None)
+  assert not set(size.test_cases) & set(range(config.data.demo_cases))
