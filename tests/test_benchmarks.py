@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import QUICK
 
 from benchmarks import scaling, timing, train_step
 from kd_jax.errors import ConfigError
@@ -21,7 +22,6 @@ from kd_jax.objective import objective
 
 ROOT = Path(__file__).parents[1]
 PAPER = train_step.PAPER
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 # --- FLOPs ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import QUICK
 
 from kd_jax import confidence, losses, step
 from kd_jax.confidence import ConfidenceSettings
@@ -25,7 +26,6 @@ from kd_jax.objective import LossSettings
 
 GOLDEN = Path(os.environ.get("KD_JAX_GOLDEN_DIR", Path(__file__).parent / "golden"))
 TOLERANCE = 1e-6
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FIRST_KD_EPOCH = 1000
 BATCH = 2  # of every step case
 SIDE_HEADS = ("output_layer_1", "output_layer_2")  # our teachers have none; they never see a loss

@@ -16,6 +16,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from quick import QUICK
 
 from kd_jax.confidence import ConfidenceSettings
 from kd_jax.data.augment import AugmentSettings, augment
@@ -25,7 +26,6 @@ from kd_jax.objective import LossSettings
 from kd_jax.optim import GROUPS, OptimizerSettings, optimizer
 from kd_jax.step import batch_sharding, compile_step, init_state, make_train_step
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TEACHERS = ("flair", "t2")
 SPEC = FrameworkSpec(
   student=("t1ce",), teachers={name: (name,) for name in TEACHERS}, filters=(4, 4, 8, 8)

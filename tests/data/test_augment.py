@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import jax
 import numpy as np
 import pytest
+from quick import QUICK
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
@@ -25,7 +26,6 @@ STILL = replace(WARP, rotate=0.0, scale=0.0, elastic=0.0)
 
 # All but three of the probabilities may be traced, so these tests share a few programs.
 # They are used for a moment only: compiled without LLVM's optimisations, in a third of the time.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @functools.partial(jax.jit, static_argnames="static", compiler_options=QUICK)

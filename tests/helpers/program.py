@@ -10,11 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from quick import QUICK
 from synthetic import LARGE, make_case
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 12
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": "true"}
 SETTINGS = {
   "data.demo_cases": 0,
   "data.spacing": 3.0,
@@ -56,8 +56,8 @@ class Place:
     return self.python(str(REPOSITORY / "main.py"), *flags)
 
   def python(self, *arguments: str) -> subprocess.Popen:
-    # One device, as users have it. Such small networks take longer to compile than to run.
-    quick = " ".join(f"--{name}={value}" for name, value in QUICK.items())
+    # One device, as users have it.
+    quick = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
     return subprocess.Popen(
       [sys.executable, *arguments],
       stdout=subprocess.PIPE,

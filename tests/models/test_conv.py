@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from quick import QUICK
 
 from kd_jax.mesh import make_mesh
 from kd_jax.models.conv import conv3d
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 OTHERS = ("depth_taps", "depth_stack", "winograd", "auto")
 SHAPES = {  # (B, D, H, W), C, F
   "even depth": ((2, 8, 6, 5), 5, 4),

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from quick import QUICK
 
 from kd_jax.mesh import make_mesh
 from kd_jax.models import blocks
@@ -30,7 +31,6 @@ TINY = FrameworkSpec(
 )
 KEY = jax.random.key(0)
 # For programs that run once: compiled without LLVM's optimisations, in half the time.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @functools.cache

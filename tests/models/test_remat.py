@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from quick import QUICK
 
 from kd_jax.models.blocks import ResidualBlock
 from kd_jax.models.remat import REMATS, run
 from kd_jax.models.resunet import ResUNet
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def test_each_keeps_less_than_the_one_before():
