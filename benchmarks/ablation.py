@@ -138,9 +138,11 @@ RECIPES = {
   "from_all": Recipe(
     "response KD of one teacher that sees all", "from_all", {"model.fusion_levels": 0}
   ),
-  "kd_net": Recipe("in the style of KD-Net: soft labels and bottleneck of that teacher", "kd_net"),
+  "kd_net": Recipe(
+    "KD-Net's style: soft labels, bottleneck of one teacher that sees all", "kd_net"
+  ),
   "proto_kd": Recipe(
-    "in the style of ProtoKD: soft labels and prototypes of that teacher", "proto_kd"
+    "ProtoKD's style: soft labels, prototypes of one teacher that sees all", "proto_kd"
   ),
   PAPER: Recipe("the published protocol; on this size's grid with --size=cpu", PAPER),
 }
