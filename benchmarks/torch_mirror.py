@@ -2,7 +2,7 @@
 
 For development only: the package never imports it. Modules carry the published parameter names, so
 that `kd_jax.models.torch_names` turns the weights into ours and a test can hold the two against
-each other. It covers the default configuration: channel gates, one CDSFL level or two, Dice over
+each other. It covers `mtcm_kd`: channel gates, one CDSFL level or two, Dice over
 the volume, KD averaged over voxels, AdamW with clipping, confidence weights that follow each step.
 
 What our step does beside that and this one does not: the hard Dice of the logs.

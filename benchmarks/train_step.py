@@ -3,7 +3,7 @@
   python benchmarks/train_step.py                        # four networks at the paper's size
   python benchmarks/train_step.py --small --against=torch
 
-Times the whole compiled step of the default configuration: four networks forward and backward,
+Times the whole compiled step of `mtcm_kd`: four networks forward and backward,
 losses, confidence, clipping, AdamW, the student's average; no augmentation, no reading of data.
 Programs that are compared take turns in one process. FLOPs are counted from the kernels' shapes.
 The ceiling is a large square matrix product of the same dtype, taking its turns among the steps:
