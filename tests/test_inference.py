@@ -115,11 +115,19 @@ def test_windows_cover_the_volume_and_stay_inside(shape, overlap):
 def test_whole_windows_have_few_sizes():
   sizes = inference.sizes((128, 128, 128), 1.0, "brain")
   whole = PredictSettings("whole")
-  assert sizes.head == (160, 192, 160)
-  for shape in [(140, 180, 140), (133, 171, 150), (160, 192, 100)]:
+  for shape in [(140, 175, 140), (133, 171, 150), (80, 100, 152)]:
+    assert plan(shape, sizes, whole).window == (144, 176, 152)
+  for shape in [(140, 180, 140), (133, 171, 153), (160, 192, 100)]:
     assert plan(shape, sizes, whole).window == (160, 192, 160)
   assert plan((165, 180, 20), sizes, whole).window == (192, 192, 24)
+  assert plan((130, 170, 20), sizes, whole).window == (144, 176, 24)
   assert plan((128,) * 3, inference.sizes((128,) * 3, 1.0, "paper"), whole).window == (128,) * 3
+
+
+def test_sliding_windows_share_one_canvas():
+  sizes = inference.sizes((128, 128, 128), 1.0, "brain")
+  for shape in [(140, 175, 140), (160, 192, 160), (20, 30, 40)]:
+    assert plan(shape, sizes, PredictSettings()).canvas == (160, 192, 160)
 
 
 def test_auto_is_whole_where_memory_allows():
