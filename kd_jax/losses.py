@@ -6,10 +6,12 @@ ET, whose probabilities are sums of the softmax's: BraTS ranks regions, and nest
 they need no rule for an ET outside the TC.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax.data.labels import REGIONS
 
@@ -27,7 +29,7 @@ class Overlap(NamedTuple):
 
 
 class LogProbabilities(NamedTuple):
-  """Of each region and of its complement, (..., 3) each, in the order of REGIONS."""
+  """Of each region and of its complement, (..., R) each, in the order that was asked for."""
 
   inside: jax.Array
   outside: jax.Array
@@ -38,16 +40,17 @@ def widen(x: jax.Array) -> jax.Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def region_log_probabilities(logits: jax.Array) -> LogProbabilities:
-  """(..., K) logits, float32 -> log probabilities of WT, TC and ET and of their complements."""
+def region_log_probabilities(
+  logits: jax.Array, regions: Sequence[str] = tuple(REGIONS)
+) -> LogProbabilities:
+  """(..., K) logits, float32 -> log probabilities of regions and of their complements."""
   log_p = jax.nn.log_softmax(logits)
 
-  def of(classes: list[int]) -> jax.Array:
-    return jax.nn.logsumexp(log_p[..., jnp.array(classes)], axis=-1)
+  def of(classes: np.ndarray) -> jax.Array:  # (K,) boolean; a mask, for a gather is slow on CPU
+    return jax.nn.logsumexp(log_p, axis=-1, where=classes)
 
-  every = range(logits.shape[-1])
-  inside = [of(list(region)) for region in REGIONS.values()]
-  outside = [of([k for k in every if k not in region]) for region in REGIONS.values()]
+  masks = [np.isin(np.arange(logits.shape[-1]), REGIONS[region]) for region in regions]
+  inside, outside = [of(mask) for mask in masks], [of(~mask) for mask in masks]
   return LogProbabilities(jnp.stack(inside, axis=-1), jnp.stack(outside, axis=-1))
 
 
@@ -145,12 +148,13 @@ def region_kd(
   temperature: float,
   reduction: str = "voxel_mean",
   weight: jax.Array | float = 1.0,
+  regions: Sequence[str] = tuple(REGIONS),
 ) -> jax.Array:
-  """As `kd`, but of each region against its complement: (3,), in the order of REGIONS."""
-  t = region_log_probabilities(widen(jax.lax.stop_gradient(teacher)) / temperature)
-  s = region_log_probabilities(widen(student) / temperature)
+  """As `kd`, but of each of these regions against its complement: (R,)."""
+  t = region_log_probabilities(widen(jax.lax.stop_gradient(teacher)) / temperature, regions)
+  s = region_log_probabilities(widen(student) / temperature, regions)
   divergence = jnp.exp(t.inside) * (t.inside - s.inside)
-  divergence += jnp.exp(t.outside) * (t.outside - s.outside)  # (B, D, H, W, 3)
+  divergence += jnp.exp(t.outside) * (t.outside - s.outside)  # (B, D, H, W, R)
   each = [divergence[..., r] for r in range(divergence.shape[-1])]
   return jnp.stack([_reduce(d, temperature, reduction, weight) for d in each])
 

@@ -194,10 +194,10 @@ def _response(
   weight = distillation.voxel_weights(settings.kd_where, labels, brain, teachers)
   how = (settings.temperature, settings.kd_reduction, weight)
   if settings.kd_targets == "regions":
-    distilled = np.array([list(REGIONS).index(region) for region in settings.kd_regions])
-    each = losses.region_kd(student, teacher, *how)[distilled]
-    own = jnp.broadcast_to(alpha, (len(REGIONS),))[distilled]
-    return jnp.mean(own * each), jnp.mean(each)
+    each = losses.region_kd(student, teacher, *how, settings.kd_regions)
+    if jnp.ndim(alpha) == 1:  # one a region
+      alpha = alpha[np.array([list(REGIONS).index(region) for region in settings.kd_regions])]
+    return jnp.mean(alpha * each), jnp.mean(each)
   plain = losses.kd(student, teacher, *how)
   if jnp.ndim(alpha) == 4:  # one a voxel
     return losses.kd(student, teacher, *how, alpha), plain

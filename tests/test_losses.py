@@ -264,3 +264,5 @@ def test_region_kd_is_binary_and_weighted():
     a, b = p[..., list(classes)].sum(-1), q[..., list(classes)].sum(-1)
     kl = a * np.log(a / b) + (1 - a) * np.log((1 - a) / (1 - b))
     np.testing.assert_allclose(got[r], 4 * (weight * kl).sum() / weight.sum(), rtol=1e-4)
+  some = losses.region_kd(student, teacher, 2.0, weight=weight, regions=("ET", "WT"))
+  np.testing.assert_allclose(some, got[np.array([2, 0])], rtol=1e-6)
