@@ -26,8 +26,8 @@ Network = Callable[
 ]  # params, (B, D, H, W, M) -> (B, D, H, W, K) logits
 Member = tuple[Network, dict]
 
-# Boxes for skull-stripped adult brains: one that holds most (all seven of BraTS 2018 to 2023 that it
-# was settled by, 122-142 x 154-171 x 128-146 voxels), and one that holds nearly every other.
+# Boxes for skull-stripped adult brains: one that holds most (all seven of BraTS 2018 to 2023 that
+# it was settled by, 122-142 x 154-171 x 128-146 voxels), and one that holds nearly every other.
 HEADS_MM = ((144.0, 176.0, 152.0), (160.0, 192.0, 160.0))
 _SIGMA = 1 / 8  # of the window's side, as in nnU-Net
 _FLIPS = 8  # mirror images, of three axes
