@@ -6,12 +6,16 @@
 Every recipe is trained with every seed on the same training cases, without looking at the others:
 no checkpoint is chosen, the last one's averaged student is scored. Students are scored as
 --mode=evaluate does it, in the scans' own space: on the cases of --test, with generated data on
-further generated ones, else on the validation fold. May be stopped and started again: finished runs
-are kept. The table (ablation.md, ablation.json) is written after every run.
+further generated ones, else on the validation fold. May be stopped and started again: a run that is
+finished leaves OUTPUT/RECIPE/seedN.json, and is not run again. The table (ablation.md,
+ablation.json) is written after every run. It needs these records alone; those of the tables in
+docs/accuracy.md are kept in benchmarks/records:
 
-A row's differences to the student alone are paired by case, each case's scores averaged over the
-seeds that both have: the interval says what other cases might have given, the sd over seeds what
-another start might have.
+  python benchmarks/ablation.py --table --output=benchmarks/records/400-steps
+
+A row's differences to the student alone (or to --against=RECIPE) are paired by case, each case's
+scores averaged over the seeds that both have: the interval says what other cases might have given,
+the sd over seeds what another start might have.
 """
 
 import argparse
@@ -27,6 +31,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 
+import scipy.stats
 from ml_collections import ConfigDict
 
 from configs import brats21, common, quickstart
@@ -37,9 +42,10 @@ from kd_jax.errors import ConfigError, UserError, did_you_mean
 from kd_jax.runlog import Terminal, duration, read_numbers, table
 from kd_jax.scored import SCORES_FILE
 from kd_jax.statistics import paired
-from kd_jax.storage import write_text
+from kd_jax.storage import read_json, write_text
 
 ALONE, PAPER = "student_only", "paper"
+COLUMNS = [f"{metric}_{region}" for region in REGIONS for metric in ("dice", "hd95_mm")]
 
 
 class Recipe(NamedTuple):
@@ -192,8 +198,15 @@ SIZES = {
 }
 
 
-def settings_of(size: Size, name: str, seed: int, data: Path | None) -> ConfigDict:
-  """The configuration of one run. ConfigError for an unknown recipe."""
+def settings_of(
+  size: Size, name: str, seed: int, data: Path | None, epochs: int | None = None
+) -> ConfigDict:
+  """The configuration of one run. ConfigError for an unknown recipe.
+
+  Args:
+    data: a folder of BraTS cases; None: generated ones.
+    epochs: None: those of the size.
+  """
   if name not in RECIPES:
     raise ConfigError(did_you_mean("recipe", name, tuple(RECIPES)))
   config = size.config.get_config("")
@@ -212,6 +225,8 @@ def settings_of(size: Size, name: str, seed: int, data: Path | None) -> ConfigDi
     section[last] = ConfigDict(copy.deepcopy(value)) if isinstance(value, dict) else value
   if data:
     config.data.root, config.data.demo_cases = str(data), 0
+  if epochs:
+    config.train.epochs = epochs
   config.seed = seed
   config.name = f"{name}-{seed}"
   config.train.validate_every = config.train.epochs  # nothing is chosen by validation
@@ -224,9 +239,10 @@ def settings_of(size: Size, name: str, seed: int, data: Path | None) -> ConfigDi
 
 
 def run(config: ConfigDict, folder: Path, test: Path | None) -> None:
-  """Trains and scores one student; goes on where it was stopped.
+  """Trains and scores one student, and leaves its record; goes on where it was stopped.
 
   Args:
+    folder: of the run; the record lies beside it.
     test: the cases to score on; None for the validation fold.
 
   Raises:
@@ -260,94 +276,147 @@ def run(config: ConfigDict, folder: Path, test: Path | None) -> None:
   if scored.failed:
     raise UserError(f"{folder}: cases could not be scored: {scored.failed}")
   write_text(folder / SCORES_FILE, scores_lib.to_csv(scored.scores))
+  write_text(record_file(folder), json.dumps(record_of(folder)) + "\n")
+
+
+# --- Records ----------------------------------------------------------------------------------
+
+
+def record_file(folder: Path) -> Path:
+  return folder.with_name(f"{folder.name}.json")
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+  """What the table needs of a finished run's folder, and on what it ran.
+
+  Returns:
+    steps, seconds_per_step (median), memory_gb (highest), networks (each one's Dice on the training
+    grid in the last validation), scores {case: [number of each of COLUMNS]}, and git, packages and
+    devices of the last start, as in run.json.
+  """
+  from kd_jax.provenance import RUN_FILE
+
+  lines = read_numbers(folder)
+  seconds = [x for line in lines if (x := line.get("train/seconds_per_step")) is not None]
+  memory: list[float] = []
+  for name in ("train/memory/device_gb", "train/memory/process_gb"):
+    memory = memory or [line[name] for line in lines if name in line]
+  networks: dict[str, dict[str, float]] = {}
+  for line in lines:
+    for key, value in line.items():
+      if key.startswith("val/dice/"):
+        _, _, network, region = key.split("/")
+        networks.setdefault(network, {})[region] = round(value, 5)
+  scores = read_scores(folder / SCORES_FILE)
+  start = read_json(folder / RUN_FILE)["starts"][-1]
+  return {
+    **{key: start[key] for key in ("git", "packages", "devices")},
+    "steps": max(line["step"] for line in lines),
+    "seconds_per_step": stdlib_statistics.median(seconds),
+    "memory_gb": max(memory),
+    "networks": networks,
+    "scores": {name: [round(case[c], 5) for c in COLUMNS] for name, case in scores.items()},
+  }
+
+
+def read_records(
+  output: Path, recipes: Sequence[str], seeds: Sequence[int]
+) -> dict[str, dict[int, dict[str, Any]]]:
+  """{recipe: {seed: record}} of those that are finished.
+
+  Raises:
+    UserError: a record that cannot be read; records of another number of steps or of other cases.
+  """
+  records: dict[str, dict[int, dict[str, Any]]] = {}
+  first: tuple[Path, dict[str, Any]] | None = None
+  for name in recipes:
+    for seed in seeds:
+      path = record_file(output / name / f"seed{seed}")
+      if not path.is_file():
+        continue
+      try:
+        record = read_json(path)
+        alike = (record["steps"], sorted(record["scores"]))
+      except (UserError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is no record of a run; delete it to run it again ({e})") from e
+      first = first or (path, record)
+      if alike != (first[1]["steps"], sorted(first[1]["scores"])):
+        raise UserError(
+          f"{path} is of {record['steps']} steps, scored on {len(record['scores'])} cases;"
+          f" {first[0]} is of {first[1]['steps']} steps, on {len(first[1]['scores'])},"
+          " or on others: they do not belong in one table; give each its own --output"
+        )
+      records.setdefault(name, {})[seed] = record
+  return records
 
 
 # --- The table --------------------------------------------------------------------------------
 
 
-def summary_of(output: Path, recipes: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-  """A row a recipe, of the runs that are finished."""
-  scores = {
-    name: {
-      seed: read_scores(path)
-      for seed in seeds
-      if (path := output / name / f"seed{seed}" / SCORES_FILE).is_file()
-    }
-    for name in recipes
-  }
+def summary_of(
+  output: Path, recipes: Sequence[str], seeds: Sequence[int], against: str = ALONE
+) -> list[dict[str, Any]]:
+  """A row a recipe, of the runs that are finished. UserError: as read_records."""
+  records = read_records(output, dict.fromkeys([*recipes, against]), seeds)
   rows = []
-  for name, by_seed in scores.items():
-    if not by_seed:
+  for name in recipes:
+    if not (runs := records.get(name)):
       continue
-    row = {"recipe": name, "seeds": len(by_seed)} | _cost(output / name, list(by_seed))
-    for region in REGIONS:
-      for metric in ("dice", "hd95_mm"):
-        column = f"{metric}_{region}"
-        means = [_mean(case[column] for case in own.values()) for own in by_seed.values()]
-        row[column] = {
-          "mean": _mean(means),
-          "sd_over_seeds": stdlib_statistics.stdev(means) if len(means) > 1 else None,
-        }
-        both = [seed for seed in by_seed if seed in scores.get(ALONE, {})]
-        if name != ALONE and both:
-          a, b = (_by_case(scores[which], both, column) for which in (ALONE, name))
-          row[column]["against_alone"] = paired(a, b, higher_is_better=metric == "dice")
-    row["networks"] = _networks(output / name, list(by_seed))
+    row: dict[str, Any] = {
+      "recipe": name,
+      "seeds": len(runs),
+      "seconds_per_step": stdlib_statistics.median(r["seconds_per_step"] for r in runs.values()),
+      "memory_gb": max(r["memory_gb"] for r in runs.values()),
+    }
+    both = [seed for seed in runs if seed in records.get(against, {})]
+    for column in COLUMNS:
+      means = [_mean(_by_case([run], column)) for run in runs.values()]
+      row[column] = {
+        "mean": _mean(means),
+        "sd_over_seeds": stdlib_statistics.stdev(means) if len(means) > 1 else None,
+      }
+      if name != against and both:
+        a, b = (_by_case([records[which][s] for s in both], column) for which in (against, name))
+        row[column]["against"] = paired(a, b, higher_is_better=column.startswith("dice"))
+        row[column]["against_by_seed"] = [
+          _mean(_by_case([runs[s]], column)) - _mean(_by_case([records[against][s]], column))
+          for s in both
+        ]
+    row["networks"] = _networks(list(runs.values()))
     rows.append(row)
   return rows
 
 
-def _by_case(by_seed: Mapping[int, Any], seeds: Sequence[int], column: str) -> list[float]:
-  """Each case's mean over seeds, in the cases' order."""
-  cases = sorted(by_seed[seeds[0]])
-  return [_mean(by_seed[seed][case][column] for seed in seeds) for case in cases]
+def _by_case(runs: Sequence[Mapping[str, Any]], column: str) -> list[float]:
+  """Each case's mean over runs, in the cases' order."""
+  i = COLUMNS.index(column)
+  return [_mean(run["scores"][case][i] for run in runs) for case in sorted(runs[0]["scores"])]
 
 
-def _cost(folder: Path, seeds: Sequence[int]) -> dict[str, float]:
-  """Median seconds a step and the highest memory of the runs, by their logs."""
-  seconds, memory = [], []
-  for seed in seeds:
-    lines = read_numbers(folder / f"seed{seed}")
-    seconds += [x for line in lines if (x := line.get("train/seconds_per_step")) is not None]
-    for name in ("train/memory/device_gb", "train/memory/process_gb"):
-      found = [line[name] for line in lines if name in line]
-      if found:
-        memory.append(max(found))
-        break
+def _networks(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+  """Each network's Dice on the training grid, the mean over runs."""
   return {
-    "seconds_per_step": stdlib_statistics.median(seconds),
-    "memory_gb": max(memory),
+    network: {r: _mean(run["networks"][network][r] for run in runs) for r in regions}
+    for network, regions in runs[0]["networks"].items()
   }
-
-
-def _networks(folder: Path, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
-  """Each network's Dice in the last validation, on the training grid, the mean over seeds."""
-  found: dict[str, dict[str, list[float]]] = {}
-  for seed in seeds:
-    last: dict[str, float] = {}
-    for line in read_numbers(folder / f"seed{seed}"):
-      last |= {k: v for k, v in line.items() if k.startswith("val/dice/")}
-    for key, value in last.items():
-      _, _, network, region = key.split("/")
-      found.setdefault(network, {}).setdefault(region, []).append(value)
-  return {n: {r: _mean(v) for r, v in regions.items()} for n, regions in found.items()}
 
 
 def _mean(values: Any) -> float:
   return float(stdlib_statistics.fmean(values))
 
 
-def text_of(rows: Sequence[Mapping[str, Any]]) -> str:
+def text_of(rows: Sequence[Mapping[str, Any]], against: str = ALONE) -> str:
   """The tables that people read."""
   head = ["recipe", "seeds", *(f"{r} Dice" for r in REGIONS), *(f"{r} HD95" for r in REGIONS)]
-  scores, differences, networks = [], [], []
+  scores, differences, by_seed, networks = [], [], [], []
   for row in rows:
     cells = [_spread(row[f"dice_{r}"], 100, 1) for r in REGIONS]
     cells += [_spread(row[f"hd95_mm_{r}"], 1, 1) for r in REGIONS]
     cost = [f"{1e3 * row['seconds_per_step']:.0f}", f"{row['memory_gb']:.1f}"]
     scores.append([row["recipe"], row["seeds"], *cells, *cost])
-    if "against_alone" in row["dice_WT"]:
+    if "against" in row["dice_WT"]:
       differences.append([row["recipe"], *(_difference(row[f"dice_{r}"]) for r in REGIONS)])
+      by_seed.append([row["recipe"], *(_by_seed(row[f"dice_{r}"]) for r in REGIONS)])
     for network, regions in row["networks"].items():
       cells = [f"{100 * regions[r]:.1f}" for r in REGIONS]
       networks.append([row["recipe"], network, *cells])
@@ -358,8 +427,12 @@ def text_of(rows: Sequence[Mapping[str, Any]]) -> str:
   ]
   if differences:
     parts.append(
-      "Dice against the student alone, points: difference [95% interval over cases] p\n\n"
+      f"Dice against {against}, points: difference [95% interval over cases] p\n\n"
       + table(["recipe", *REGIONS], differences)
+    )
+    parts.append(
+      "The same seed by seed: difference [95% interval over seeds, Student's t]\n\n"
+      + table(["recipe", *REGIONS], by_seed)
     )
   parts.append(
     "Every network on the training grid, Dice (%)\n\n"
@@ -376,14 +449,32 @@ def _spread(value: Mapping[str, Any], scale: float, digits: int) -> str:
 
 
 def _difference(value: Mapping[str, Any]) -> str:
-  d = value["against_alone"]
+  d = value["against"]
   low, high = 100 * d["low"], 100 * d["high"]
   return f"{100 * d['difference']:+.1f} [{low:+.1f}, {high:+.1f}] p={d['wilcoxon_p']:.2g}"
 
 
-def write_tables(output: Path, recipes: Sequence[str], seeds: Sequence[int]) -> str:
-  rows = summary_of(output, recipes, seeds)
-  text = text_of(rows)
+def _by_seed(value: Mapping[str, Any]) -> str:
+  differences = [100 * d for d in value["against_by_seed"]]
+  text = " ".join(f"{d:+.1f}" for d in differences)
+  if len(differences) > 1:
+    half = student_t_half_width(differences)
+    low, high = _mean(differences) - half, _mean(differences) + half
+    text += f" [{low:+.1f}, {high:+.1f}]"
+  return text
+
+
+def student_t_half_width(values: Sequence[float]) -> float:
+  """Half the 95% interval of the mean of at least two values."""
+  n = len(values)
+  return float(scipy.stats.t.ppf(0.975, n - 1)) * stdlib_statistics.stdev(values) / n**0.5
+
+
+def write_tables(
+  output: Path, recipes: Sequence[str], seeds: Sequence[int], against: str = ALONE
+) -> str:
+  rows = summary_of(output, recipes, seeds, against)
+  text = text_of(rows, against)
   write_text(output / "ablation.json", json.dumps(rows, indent=1) + "\n")
   write_text(output / "ablation.md", f"```\n{text}```\n")
   return text
@@ -399,6 +490,8 @@ def main() -> None:
   parser.add_argument("--test", type=Path, help="a folder of cases to score on; none: see above")
   parser.add_argument("--recipes", help="with commas; none: those that the size can afford")
   parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--epochs", type=int, help="none: those of the size")
+  parser.add_argument("--against", default=ALONE, help="the recipe that the others are compared to")
   parser.add_argument("--output", type=Path, help="none: runs/ablation-SIZE")
   parser.add_argument("--table", action="store_true", help="only the table of what is finished")
   parser.add_argument("--one", nargs=2, metavar=("RECIPE", "SEED"), help=argparse.SUPPRESS)
@@ -408,17 +501,19 @@ def main() -> None:
   try:
     if arguments.one:
       name, seed = arguments.one[0], int(arguments.one[1])
-      config = settings_of(size, name, seed, arguments.data)
+      config = settings_of(size, name, seed, arguments.data, arguments.epochs)
       run(config, output / name / f"seed{seed}", arguments.test)
       return
-    recipes = arguments.recipes.split(",") if arguments.recipes else list(size.recipes)
-    for name in recipes:
-      config_lib.parse(config_lib.to_dict(settings_of(size, name, 0, arguments.data)))
+    usual = list(RECIPES) if arguments.table else list(size.recipes)
+    recipes = arguments.recipes.split(",") if arguments.recipes else usual
+    for name in [*recipes, arguments.against]:
+      config = settings_of(size, name, 0, arguments.data, arguments.epochs)
+      config_lib.parse(config_lib.to_dict(config))
     if not arguments.table:
       if not (arguments.data or arguments.test) and size.test_cases:
         arguments.test = _generated_test_cases(size)
       _run_all(output, recipes, arguments)
-    print(write_tables(output, recipes, range(arguments.seeds)))
+    print(write_tables(output, recipes, range(arguments.seeds), arguments.against))
   except UserError as e:
     sys.exit(f"error: {e}")
 
@@ -437,7 +532,7 @@ def _generated_test_cases(size: Size) -> Path:
 def _run_all(output: Path, recipes: Sequence[str], arguments: argparse.Namespace) -> None:
   """Seed by seed, so that a table of all recipes is there early; each in a process of its own."""
   jobs = [(name, seed) for seed in range(arguments.seeds) for name in recipes]
-  waiting = [j for j in jobs if not (output / j[0] / f"seed{j[1]}" / SCORES_FILE).is_file()]
+  waiting = [j for j in jobs if not record_file(output / j[0] / f"seed{j[1]}").is_file()]
   began = time.monotonic()
   for done, (name, seed) in enumerate(waiting):
     spent = time.monotonic() - began
@@ -446,9 +541,9 @@ def _run_all(output: Path, recipes: Sequence[str], arguments: argparse.Namespace
     folder = output / name / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--size", arguments.size, "--output", str(output)]
-    for flag in ("data", "test"):
-      if path := getattr(arguments, flag):
-        command += [f"--{flag}", str(path)]
+    for flag in ("data", "test", "epochs"):
+      if value := getattr(arguments, flag):
+        command += [f"--{flag}", str(value)]
     with (folder / "terminal.log").open("w") as log:
       code = subprocess.run(
         [*command, "--one", name, str(seed)], stdout=log, stderr=subprocess.STDOUT, check=False
@@ -456,7 +551,7 @@ def _run_all(output: Path, recipes: Sequence[str], arguments: argparse.Namespace
     if code:
       tail = (folder / "terminal.log").read_text(errors="replace")[-2000:]
       raise UserError(f"{name}, seed {seed} ended with exit status {code}:\n{tail}")
-    write_tables(output, recipes, range(arguments.seeds))
+    write_tables(output, recipes, range(arguments.seeds), arguments.against)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """The ablation: recipes that are possible, and a table that says what the runs found."""
 
 import json
+import shutil
 
 import pytest
 
 from benchmarks import ablation
 from kd_jax import config as config_lib
-from kd_jax.errors import ConfigError
+from kd_jax.errors import ConfigError, UserError
 from kd_jax.metrics.case import columns
 
 
@@ -20,6 +21,11 @@ def test_every_recipe_is_possible(size, name):
   assert typed.train.validate_every == typed.train.epochs
   assert (not typed.model.teachers) == (name in (ablation.ALONE, "regions_alone"))
   assert typed.data.grid == ("paper" if (size, name) == ("gpu", "paper") else "brain")
+
+
+def test_epochs_can_be_others():
+  config = ablation.settings_of(ablation.SIZES["cpu"], "best", 0, None, 40)
+  assert (config.train.epochs, config.train.validate_every) == (40, 40)
 
 
 def test_ones_own_data_replaces_the_demonstration(tmp_path):
@@ -55,6 +61,10 @@ def made_up(folder, name, seed, by_case, seconds):
     {"step": 2, "val/dice/student/WT": dice, "val/dice/student/TC": 0.1, "val/dice/student/ET": 0},
   ]
   (run / "metrics.jsonl").write_text("".join(json.dumps(n) + "\n" for n in numbers))
+  start = {"git": {"commit": "c", "modified": False}, "packages": {"jax": "1"}, "devices": {}}
+  (run / "run.json").write_text(json.dumps({"starts": [start]}))
+  ablation.record_file(run).write_text(json.dumps(ablation.record_of(run)))
+  shutil.rmtree(run)  # the table needs the records alone
 
 
 def test_the_table_pairs_cases_and_spreads_over_seeds(tmp_path):
@@ -68,16 +78,51 @@ def test_the_table_pairs_cases_and_spreads_over_seeds(tmp_path):
   assert alone["dice_WT"]["mean"] == pytest.approx(0.65)
   assert alone["dice_WT"]["sd_over_seeds"] == pytest.approx(0.1 / 2**0.5)
   assert alone["hd95_mm_ET"]["mean"] == pytest.approx(6.5)
-  against = cdsfl["dice_TC"]["against_alone"]
+  against = cdsfl["dice_TC"]["against"]
   assert against["n"] == 2  # cases: a 0.55 -> 0.75, b 0.75 -> 0.75
   assert against["difference"] == pytest.approx(0.1)
   assert (against["better"], against["equal"]) == (1, 1)
+  assert cdsfl["dice_TC"]["against_by_seed"] == pytest.approx([0.15, 0.05])
   assert cdsfl["seconds_per_step"] == 0.5
   assert cdsfl["networks"]["student"]["TC"] == pytest.approx(0.1)
   text = ablation.write_tables(tmp_path, [ablation.ALONE, "cdsfl"], range(3))
   assert "65.0 ± 7.1" in text
   assert "+10.0" in text
+  # By hand: mean 10, sd 7.071, t(0.975, 1) = 12.706, so 10 -+ 12.706 * 7.071 / sqrt(2).
+  assert "+15.0 +5.0 [-53.5, +73.5]" in text
   assert (tmp_path / "ablation.md").read_text() == f"```\n{text}```\n"
+
+
+def test_recipes_are_compared_with_another_one_too(tmp_path):
+  made_up(tmp_path, "best", 0, {"a": 0.5, "b": 0.7}, 0.1)
+  made_up(tmp_path, "cdsfl", 0, {"a": 0.6, "b": 0.9}, 0.1)
+  best, cdsfl = ablation.summary_of(tmp_path, ["best", "cdsfl"], [0], against="best")
+  assert "against" not in best["dice_WT"]
+  assert cdsfl["dice_WT"]["against"]["difference"] == pytest.approx(0.15)
+  assert "Dice against best, points" in ablation.text_of([best, cdsfl], "best")
+
+
+@pytest.mark.parametrize("spoil", ["steps", "scores"])
+def test_records_that_do_not_belong_together_are_refused(tmp_path, spoil):
+  made_up(tmp_path, "best", 0, {"a": 0.5, "b": 0.7}, 0.1)
+  made_up(tmp_path, "cdsfl", 0, {"a": 0.5, "b": 0.7}, 0.1)
+  path = tmp_path / "cdsfl" / "seed0.json"
+  record = json.loads(path.read_text())
+  if spoil == "steps":
+    record["steps"] = 7
+  else:
+    record["scores"]["c"] = record["scores"].pop("b")
+  path.write_text(json.dumps(record))
+  with pytest.raises(UserError, match=r"cdsfl.seed0\.json is of \d steps.*best.seed0\.json"):
+    ablation.read_records(tmp_path, ["best", "cdsfl"], [0])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"steps": 1}', '{"steps": 1, "scores": 3}'])
+def test_what_is_no_record_is_named(tmp_path, content):
+  (tmp_path / "best").mkdir()
+  (tmp_path / "best" / "seed0.json").write_text(content)
+  with pytest.raises(UserError, match=r"seed0\.json is no record of a run"):
+    ablation.read_records(tmp_path, ["best"], [0])
 
 
 @pytest.mark.parametrize("size", ablation.SIZES.values())
