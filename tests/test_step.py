@@ -1,7 +1,7 @@
 """The training step: the same on every mesh, one joint update, compiled once.
 
-Compiling is nearly all of these tests' time. One tiny framework serves them all; its programs are
-compiled without LLVM's optimisations where they run only twice. They run in float64: in float32 a
+Compiling is nearly all of these tests' time. One tiny framework serves them all, and LLVM is
+told to hurry. They run in float64: in float32 a
 sum in another order now and then turns a maximum or an activation's sign, and gradients jump.
 """
 
@@ -109,9 +109,7 @@ class Programs:
       if shape not in self._jobs or step:
         with jax.enable_x64(True):
           lowered = compile_step(step or self.step, make_mesh(*shape)).lower(*self.placed(shape))
-        # The one that most tests run is worth LLVM's while.
-        options = None if shape == (1, 1) else QUICK
-        self._jobs[shape] = self._pool.submit(lowered.compile, compiler_options=options)
+        self._jobs[shape] = self._pool.submit(lowered.compile, compiler_options=QUICK)
     return [functools.partial(self._run, shape, self._jobs[shape].result()) for shape in shapes]
 
   def placed(self, shape, state=None):
