@@ -1,10 +1,16 @@
 # make quickstart: set up, train on generated cases, evaluate. make test: set up, run the tests.
+# make benchmarks: the speed of training, prediction and reading on this machine, to runs/benchmarks;
+# BENCHMARK=--small for a machine without an accelerator, AGAINST=--against=torch beside PyTorch.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart-fold0
 
-.PHONY: quickstart test lint clean
+BENCHMARK ?=
+AGAINST ?=
+REPORTS := runs/benchmarks
+
+.PHONY: quickstart test lint benchmarks clean
 
 quickstart: $(VENV)/installed
 	$(RUN) main.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -16,6 +22,17 @@ test: $(VENV)/installed-tests
 lint: $(VENV)/installed-tests
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+benchmarks: $(VENV)/installed
+	@mkdir -p $(REPORTS)
+	$(RUN) benchmarks/train_step.py $(BENCHMARK) $(AGAINST) > $(REPORTS)/train_step.txt
+	$(RUN) benchmarks/train_step.py $(BENCHMARK) --variants default student_only kd_net \
+	  --json=$(REPORTS)/recipes.json > $(REPORTS)/recipes.txt
+	$(RUN) benchmarks/step_profile.py $(BENCHMARK) > $(REPORTS)/step_profile.txt
+	$(RUN) benchmarks/inference.py $(BENCHMARK) $(AGAINST) > $(REPORTS)/inference.txt
+	$(RUN) benchmarks/input_pipeline.py $(BENCHMARK) --step-json=$(REPORTS)/recipes.json \
+	  > $(REPORTS)/input_pipeline.txt
+	@tail -n 100 $(REPORTS)/*.txt
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

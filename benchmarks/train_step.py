@@ -2,9 +2,11 @@
 
   python benchmarks/train_step.py                        # four networks at the paper's size
   python benchmarks/train_step.py --small --against=torch
+  python benchmarks/train_step.py --small --variants default student_only kd_net
 
-Times the whole compiled step of `mtcm_kd`: four networks forward and backward,
-losses, confidence, clipping, AdamW, the student's average; no augmentation, no reading of data.
+Times the whole compiled step of `mtcm_kd` (--variants: of others): four networks forward and
+backward, losses, confidence, clipping, AdamW, the student's average; no augmentation, no reading of
+data.
 Programs that are compared take turns in one process. FLOPs are counted from the kernels' shapes.
 The ceiling is a large square matrix product of the same dtype, taking its turns among the steps:
 the highest of its rates, where the step has its median. On a machine that others use, trust no
@@ -12,6 +14,7 @@ time on the clock; the processor's time (all cores of this process) is what they
 """
 
 import argparse
+import itertools
 import math
 import os
 import sys
@@ -38,6 +41,7 @@ from kd_jax import config as config_lib
 from kd_jax import monitor, optim
 from kd_jax import step as step_lib
 from kd_jax.config import Config
+from kd_jax.errors import UserError
 from kd_jax.mesh import make_mesh
 from kd_jax.models.framework import Framework, FrameworkSpec
 from kd_jax.models.remat import REMATS
@@ -47,7 +51,18 @@ from kd_jax.step import TrainState
 PAPER = {"filters": (32, 64, 128, 256), "side": 128, "batches": (1, 2), "rounds": 4, "block": 5}
 SMALL = {"filters": (8, 16, 32, 64), "side": 32, "batches": (1,), "rounds": 3, "block": 2}
 _HEAD = [
-  *("program", "dtype", "batch", "compile/s", "ms/step", "min", "max", "cpu-ms", "samples/s"),
+  *(
+    "recipe",
+    "program",
+    "dtype",
+    "batch",
+    "compile/s",
+    "ms/step",
+    "min",
+    "max",
+    "cpu-ms",
+    "samples/s",
+  ),
   *("TFLOP/s", "ceiling", "share", "XLA/counted", "program/GB", "peak/GB"),
   *("time/kd_jax", "cpu/kd_jax"),
 ]
@@ -62,21 +77,27 @@ def main() -> None:
   on_cpu = jax.default_backend() == "cpu"
   dtypes = arguments.dtype or (["float32"] if on_cpu else ["bfloat16", "float32"])
   rows = []
-  for dtype in dtypes:
-    for batch in arguments.batch or sizes["batches"]:
-      memory = {"remat": arguments.remat, "accumulate": arguments.accumulate}
-      config = settings(sizes["filters"], (sizes["side"],) * 3, batch, dtype, **memory)
-      print(f"{dtype}, batch {batch}: compiling", file=sys.stderr, flush=True)
-      rows += measure(config, sizes["rounds"], arguments.steps or sizes["block"], arguments.against)
-  counted = 3 * forward_flops(config.model, config.data.patch)
+  memory = {"remat": arguments.remat, "accumulate": arguments.accumulate}
+  counted = {}
+  for variants, dtype, batch in itertools.product(
+    arguments.variants, dtypes, arguments.batch or sizes["batches"]
+  ):
+    patch = (sizes["side"],) * 3
+    config = settings(sizes["filters"], patch, batch, dtype, variants, **memory)
+    counted[variants] = 3 * forward_flops(config.model, patch)
+    print(f"{variants}, {dtype}, batch {batch}: compiling", file=sys.stderr, flush=True)
+    block = arguments.steps or sizes["block"]
+    measured = measure(config, sizes["rounds"], block, arguments.against)
+    rows += [{"variants": variants, **row} for row in measured]
   known = {**sizes, **memory, "flops_per_sample": counted}
   timing.write_json(arguments.json, known, rows)
   print(timing.describe(timing.machine()))
   print(
-    f"filters {config.model.filters}, patch {sizes['side']}^3, {counted / 1e12:.4g} TFLOP a sample "
-    f"(forward + 2 x backward, by shapes), remat {arguments.remat}, in {arguments.accumulate} "
-    f"part{'s' * (arguments.accumulate > 1)}; {arguments.json}"
+    f"filters {config.model.filters}, patch {sizes['side']}^3, remat {arguments.remat}, in "
+    f"{arguments.accumulate} part{'s' * (arguments.accumulate > 1)}; {arguments.json}"
   )
+  samples = ", ".join(f"{name} {flops / 1e12:.4g}" for name, flops in counted.items())
+  print(f"TFLOP a sample (forward + 2 x backward, by shapes): {samples}")
   print(table(_HEAD, [_cells(row) for row in rows]))
 
 
@@ -89,15 +110,37 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--remat", default="none", choices=REMATS, help="train.remat")
   parser.add_argument("--accumulate", type=int, default=1, help="train.accumulate")
   parser.add_argument("--steps", type=int, help="counted steps a turn")
+  parser.add_argument(
+    "--variants",
+    nargs="+",
+    default=["mtcm_kd"],
+    help="of configs/common.py, each with commas; `default` is the recipe without any",
+  )
   parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/train_step.json"))
-  return parser.parse_args()
+  arguments = parser.parse_args()
+  if arguments.against and arguments.variants != ["mtcm_kd"]:
+    parser.error("the PyTorch mirror has mtcm_kd alone: --against=torch goes with no --variants")
+  return arguments
 
 
 def settings(
-  filters: Sequence[int], patch: Sequence[int], batch: int, dtype: str, **train: Any
+  filters: Sequence[int],
+  patch: Sequence[int],
+  batch: int,
+  dtype: str,
+  variants: str = "mtcm_kd",
+  **train: Any,
 ) -> Config:
-  """The published networks and terms at some size; train: settings of that name, such as remat."""
-  raw = common.with_variants(common.base("benchmark", "none"), "mtcm_kd")
+  """A recipe at some size: the published networks and terms, or `default`, or other variants.
+
+  Args:
+    train: settings of that name, such as remat.
+
+  Raises:
+    ConfigError: unknown variants.
+  """
+  variants = "" if variants == "default" else variants
+  raw = common.with_variants(common.base("benchmark", "none"), variants)
   raw.model.filters, raw.model.dtype = tuple(filters), dtype
   raw.data.patch, raw.data.batch = tuple(patch), batch
   raw.train.update(train)
@@ -293,6 +336,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return "-" if value is None else format(value * scale, form)
 
   return [
+    row["variants"],
     row["program"] + (f" ({row['note']})" if "note" in row else ""),
     row["dtype"],
     str(row["batch"]),
@@ -311,4 +355,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-  main()
+  try:
+    main()
+  except UserError as error:
+    sys.exit(f"error: {error}")
