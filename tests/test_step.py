@@ -1,8 +1,8 @@
 """The training step: the same on every mesh, one joint update, compiled once.
 
-Compiling is nearly all of these tests' time. One tiny framework serves them all, and LLVM is
-told to hurry. They run in float64: in float32 a
-sum in another order now and then turns a maximum or an activation's sign, and gradients jump.
+Compiling is nearly all of these tests' time. One tiny framework serves them all, and LLVM is told
+to hurry. They run in float64: in float32 a sum in another order now and then turns a maximum or an
+activation's sign, and gradients jump.
 """
 
 import dataclasses
