@@ -228,7 +228,7 @@ def test_regions_probabilities_are_sums_and_complements():
 
 
 def test_region_losses_on_numbers_by_hand():
-  labels = np.array([0, 2, 1, 3]).reshape(1, 1, 1, 4)
+  labels = np.array([0, 2, 1, 3], np.uint8).reshape(1, 1, 1, 4)
   p = np.array(
     [[0.7, 0.1, 0.1, 0.1], [0.2, 0.1, 0.6, 0.1], [0.1, 0.5, 0.2, 0.2], [0.1, 0.2, 0.1, 0.6]]
   )
