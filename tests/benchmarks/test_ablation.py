@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +130,14 @@ def test_what_is_no_record_is_named(tmp_path, content):
 def test_no_generated_case_is_both_trained_and_scored_on(size):
   config = ablation.settings_of(size, "best", 0, None)
   assert not set(size.test_cases) & set(range(config.data.demo_cases))
+
+
+RECORDS = Path(ablation.__file__).parent / "records"
+
+
+@pytest.mark.parametrize("folder", sorted(RECORDS.iterdir()), ids=lambda folder: folder.name)
+def test_tables_in_the_docs_are_those_of_the_records(folder):
+  docs = (RECORDS.parents[1] / "docs" / "accuracy.md").read_text()
+  _, _, rest = docs.partition(f"<!-- benchmarks/records/{folder.name} -->\n```\n")
+  rows = ablation.summary_of(folder, list(ablation.RECIPES), range(3))
+  assert rest.partition("\n```\n")[0] + "\n" == ablation.text_of(rows)
