@@ -370,17 +370,17 @@ def summary_of(
     }
     both = [seed for seed in runs if seed in records.get(against, {})]
     for column in COLUMNS:
-      means = [_mean(_by_case([run], column)) for run in runs.values()]
+      means = {seed: _mean(_by_case([run], column)) for seed, run in runs.items()}
       row[column] = {
-        "mean": _mean(means),
-        "sd_over_seeds": stdlib_statistics.stdev(means) if len(means) > 1 else None,
+        "mean": _mean(means.values()),
+        "sd_over_seeds": stdlib_statistics.stdev(means.values()) if len(means) > 1 else None,
       }
       if name != against and both:
-        a, b = (_by_case([records[which][s] for s in both], column) for which in (against, name))
+        others = records[against]
+        a, b = (_by_case([own[s] for s in both], column) for own in (others, runs))
         row[column]["against"] = paired(a, b, higher_is_better=column.startswith("dice"))
         row[column]["against_by_seed"] = [
-          _mean(_by_case([runs[s]], column)) - _mean(_by_case([records[against][s]], column))
-          for s in both
+          means[s] - _mean(_by_case([others[s]], column)) for s in both
         ]
     row["networks"] = _networks(list(runs.values()))
     rows.append(row)
@@ -456,18 +456,12 @@ def _difference(value: Mapping[str, Any]) -> str:
 
 def _by_seed(value: Mapping[str, Any]) -> str:
   differences = [100 * d for d in value["against_by_seed"]]
-  text = " ".join(f"{d:+.1f}" for d in differences)
-  if len(differences) > 1:
-    half = student_t_half_width(differences)
-    low, high = _mean(differences) - half, _mean(differences) + half
-    text += f" [{low:+.1f}, {high:+.1f}]"
-  return text
-
-
-def student_t_half_width(values: Sequence[float]) -> float:
-  """Half the 95% interval of the mean of at least two values."""
-  n = len(values)
-  return float(scipy.stats.t.ppf(0.975, n - 1)) * stdlib_statistics.stdev(values) / n**0.5
+  text, n = " ".join(f"{d:+.1f}" for d in differences), len(differences)
+  if n == 1:
+    return text
+  middle = _mean(differences)
+  half = scipy.stats.t.ppf(0.975, n - 1) * stdlib_statistics.stdev(differences) / n**0.5
+  return f"{text} [{middle - half:+.1f}, {middle + half:+.1f}]"
 
 
 def write_tables(
