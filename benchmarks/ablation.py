@@ -13,6 +13,11 @@ docs/accuracy.md are kept in benchmarks/records:
 
   python benchmarks/ablation.py --table --output=benchmarks/records/400-steps
 
+Where cases are few, every one can be scored out of fold: a student is trained for each fold, and
+with as many folds as patients one is left out at a time:
+
+  python benchmarks/ablation.py --size=gpu --data=/data/seven --folds=7
+
 A row's differences to the student alone (or to --against=RECIPE) are paired by case, each case's
 scores averaged over the seeds that both have: the interval says what other cases might have given,
 the sd over seeds what another start might have.
@@ -199,13 +204,18 @@ SIZES = {
 
 
 def settings_of(
-  size: Size, name: str, seed: int, data: Path | None, epochs: int | None = None
+  size: Size,
+  name: str,
+  seed: int,
+  data: Path | None,
+  epochs: int | None = None,
+  folds: int | None = None,
 ) -> ConfigDict:
   """The configuration of one run. ConfigError for an unknown recipe.
 
   Args:
     data: a folder of BraTS cases; None: generated ones.
-    epochs: None: those of the size.
+    epochs, folds: None: those of the size.
   """
   if name not in RECIPES:
     raise ConfigError(did_you_mean("recipe", name, tuple(RECIPES)))
@@ -227,6 +237,8 @@ def settings_of(
     config.data.root, config.data.demo_cases = str(data), 0
   if epochs:
     config.train.epochs = epochs
+  if folds:
+    config.data.folds = folds
   config.seed = seed
   config.name = f"{name}-{seed}"
   config.train.validate_every = config.train.epochs  # nothing is chosen by validation
@@ -279,6 +291,25 @@ def run(config: ConfigDict, folder: Path, test: Path | None) -> None:
   write_text(record_file(folder), json.dumps(record_of(folder)) + "\n")
 
 
+def run_folds(config: ConfigDict, folder: Path) -> None:
+  """Trains a student a fold, scores each on its own fold, and leaves one record of all cases.
+
+  Args:
+    folder: of the folds' runs and records; those that are finished are not run again.
+
+  Raises:
+    UserError: as `run`.
+  """
+  records = []
+  for fold in range(config.data.folds):
+    part = folder / f"fold{fold}"
+    if not record_file(part).is_file():
+      config.data.fold = fold
+      run(config, part, None)
+    records.append(read_record(record_file(part)))
+  write_text(record_file(folder), json.dumps(joined(records)) + "\n")
+
+
 # --- Records ----------------------------------------------------------------------------------
 
 
@@ -319,6 +350,29 @@ def record_of(folder: Path) -> dict[str, Any]:
   }
 
 
+def joined(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """The record of all folds: every case's scores, the networks' mean, the cost of one fold."""
+  return {
+    **records[-1],
+    "steps": max(r["steps"] for r in records),
+    "seconds_per_step": stdlib_statistics.median(r["seconds_per_step"] for r in records),
+    "memory_gb": max(r["memory_gb"] for r in records),
+    "networks": _networks(records),
+    "scores": {case: scores for r in records for case, scores in r["scores"].items()},
+  }
+
+
+def read_record(path: Path) -> dict[str, Any]:
+  """UserError if there is none in the file."""
+  try:
+    record = read_json(path)
+    if record["steps"] and record["scores"].keys():
+      return record
+    raise KeyError("nothing in it")
+  except (UserError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(f"{path} is no record of a run; delete it to run it again ({e})") from e
+
+
 def read_records(
   output: Path, recipes: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, dict[int, dict[str, Any]]]:
@@ -334,12 +388,9 @@ def read_records(
       path = record_file(output / name / f"seed{seed}")
       if not path.is_file():
         continue
-      try:
-        record = read_json(path)
-        alike = (record["steps"], sorted(record["scores"]))
-      except (UserError, KeyError, TypeError) as e:
-        raise UserError(f"{path} is no record of a run; delete it to run it again ({e})") from e
+      record = read_record(path)
       first = first or (path, record)
+      alike = (record["steps"], sorted(record["scores"]))
       if alike != (first[1]["steps"], sorted(first[1]["scores"])):
         raise UserError(
           f"{path} is of {record['steps']} steps, scored on {len(record['scores'])} cases;"
@@ -485,6 +536,9 @@ def main() -> None:
   parser.add_argument("--recipes", help="with commas; none: those that the size can afford")
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--epochs", type=int, help="none: those of the size")
+  parser.add_argument(
+    "--folds", type=int, help="train on each of so many folds, score every case out of fold"
+  )
   parser.add_argument("--against", default=ALONE, help="the recipe that the others are compared to")
   parser.add_argument("--output", type=Path, help="none: runs/ablation-SIZE")
   parser.add_argument("--table", action="store_true", help="only the table of what is finished")
@@ -493,18 +547,24 @@ def main() -> None:
   size = SIZES[arguments.size]
   output = arguments.output or Path(f"runs/ablation-{arguments.size}")
   try:
+    if arguments.folds and arguments.test:
+      raise UserError("--folds scores every case out of fold; leave --test out, or --folds")
+    given = (arguments.data, arguments.epochs, arguments.folds)
     if arguments.one:
       name, seed = arguments.one[0], int(arguments.one[1])
-      config = settings_of(size, name, seed, arguments.data, arguments.epochs)
-      run(config, output / name / f"seed{seed}", arguments.test)
+      config, folder = settings_of(size, name, seed, *given), output / name / f"seed{seed}"
+      if arguments.folds:
+        run_folds(config, folder)
+      else:
+        run(config, folder, arguments.test)
       return
     usual = list(RECIPES) if arguments.table else list(size.recipes)
     recipes = arguments.recipes.split(",") if arguments.recipes else usual
     for name in [*recipes, arguments.against]:
-      config = settings_of(size, name, 0, arguments.data, arguments.epochs)
+      config = settings_of(size, name, 0, *given)
       config_lib.parse(config_lib.to_dict(config))
     if not arguments.table:
-      if not (arguments.data or arguments.test) and size.test_cases:
+      if not (arguments.data or arguments.test or arguments.folds) and size.test_cases:
         arguments.test = _generated_test_cases(size)
       _run_all(output, recipes, arguments)
     print(write_tables(output, recipes, range(arguments.seeds), arguments.against))
@@ -535,7 +595,7 @@ def _run_all(output: Path, recipes: Sequence[str], arguments: argparse.Namespace
     folder = output / name / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--size", arguments.size, "--output", str(output)]
-    for flag in ("data", "test", "epochs"):
+    for flag in ("data", "test", "epochs", "folds"):
       if value := getattr(arguments, flag):
         command += [f"--{flag}", str(value)]
     with (folder / "terminal.log").open("w") as log:

@@ -94,6 +94,42 @@ def test_the_table_pairs_cases_and_spreads_over_seeds(tmp_path):
   assert (tmp_path / "ablation.md").read_text() == f"```\n{text}```\n"
 
 
+def test_every_fold_is_trained_once_and_every_case_is_in_the_seeds_record(tmp_path, monkeypatch):
+  """Stopped after its second fold of three, the recipe goes on with the third."""
+  config = ablation.settings_of(ablation.SIZES["cpu"], "best", 0, tmp_path, folds=3)
+  seed = tmp_path / "best" / "seed0"
+  trained = []
+
+  def run(config, folder, test):
+    fold = config.data.fold
+    if len(trained) == 2 and not stopped:
+      stopped.append(fold)
+      raise KeyboardInterrupt
+    trained.append((folder, fold, test))
+    made_up(seed.parent, seed.name, fold, {f"case{fold}": 0.1 * (fold + 1)}, 0.5 + fold)
+    ablation.record_file(seed / f"seed{fold}").rename(ablation.record_file(folder))
+
+  stopped = []
+  monkeypatch.setattr(ablation, "run", run)
+  with pytest.raises(KeyboardInterrupt):
+    ablation.run_folds(config, seed)
+  assert not ablation.record_file(seed).exists()
+  ablation.run_folds(config, seed)
+  assert trained == [(seed / f"fold{fold}", fold, None) for fold in range(3)]
+  record = ablation.read_record(ablation.record_file(seed))
+  assert sorted(record["scores"]) == ["case0", "case1", "case2"]
+  assert record["scores"]["case2"][0] == pytest.approx(0.3)
+  assert (record["steps"], record["seconds_per_step"]) == (2, 1.5)
+  assert record["networks"]["student"]["WT"] == pytest.approx(0.2)
+
+
+def test_folds_and_other_cases_to_score_on_exclude_each_other(tmp_path, monkeypatch):
+  arguments = ["ablation.py", "--folds=3", f"--test={tmp_path}", f"--output={tmp_path}"]
+  monkeypatch.setattr("sys.argv", arguments)
+  with pytest.raises(SystemExit, match="--test"):
+    ablation.main()
+
+
 def test_recipes_are_compared_with_another_one_too(tmp_path):
   made_up(tmp_path, "best", 0, {"a": 0.5, "b": 0.7}, 0.1)
   made_up(tmp_path, "cdsfl", 0, {"a": 0.6, "b": 0.9}, 0.1)
