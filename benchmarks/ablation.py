@@ -30,7 +30,7 @@ import statistics as stdlib_statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -459,37 +459,32 @@ def _mean(values: Any) -> float:
 def text_of(rows: Sequence[Mapping[str, Any]], against: str = ALONE) -> str:
   """The tables that people read."""
   head = ["recipe", "seeds", *(f"{r} Dice" for r in REGIONS), *(f"{r} HD95" for r in REGIONS)]
-  scores, differences, by_seed, networks = [], [], [], []
+  scores, networks = [], []
   for row in rows:
     cells = [_spread(row[f"dice_{r}"], 100, 1) for r in REGIONS]
     cells += [_spread(row[f"hd95_mm_{r}"], 1, 1) for r in REGIONS]
     cost = [f"{1e3 * row['seconds_per_step']:.0f}", f"{row['memory_gb']:.1f}"]
     scores.append([row["recipe"], row["seeds"], *cells, *cost])
-    if "against" in row["dice_WT"]:
-      differences.append([row["recipe"], *(_difference(row[f"dice_{r}"]) for r in REGIONS)])
-      by_seed.append([row["recipe"], *(_by_seed(row[f"dice_{r}"]) for r in REGIONS)])
     for network, regions in row["networks"].items():
       cells = [f"{100 * regions[r]:.1f}" for r in REGIONS]
       networks.append([row["recipe"], network, *cells])
-  words = [[row["recipe"], RECIPES[row["recipe"]].what] for row in rows]
+  meanings = [[row["recipe"], RECIPES[row["recipe"]].what] for row in rows]
   parts = [
     "Volumetric Dice (%) and HD95 (mm) in the scans' own space: mean ± sd over seeds\n\n"
     + table([*head, "ms/step", "GB"], scores)
   ]
-  if differences:
-    parts.append(
-      f"Dice against {against}, points: difference [95% interval over cases] p\n\n"
-      + table(["recipe", *REGIONS], differences)
-    )
-    parts.append(
-      "The same seed by seed: difference [95% interval over seeds, Student's t]\n\n"
-      + table(["recipe", *REGIONS], by_seed)
-    )
+  compared = [row for row in rows if "against" in row["dice_WT"]]
+  metrics = (("Dice", "dice", "points", 100), ("HD95", "hd95_mm", "mm; below 0 is better", 1))
+  for words, metric, unit, scale in metrics if compared else ():
+    title = f"{words} against {against}, {unit}: difference [95% interval over cases] p"
+    parts.append(_differences(title, compared, metric, scale, _difference))
+    title = f"{words} seed by seed: difference [95% interval over seeds, Student's t]"
+    parts.append(_differences(title, compared, metric, scale, _by_seed))
   parts.append(
     "Every network on the training grid, Dice (%)\n\n"
     + table(["recipe", "network", *REGIONS], networks)
   )
-  parts.append(table(["recipe", "what it is"], words))
+  parts.append(table(["recipe", "what it is"], meanings))
   return "\n\n".join(parts) + "\n"
 
 
@@ -499,14 +494,25 @@ def _spread(value: Mapping[str, Any], scale: float, digits: int) -> str:
   return f"{scale * value['mean']:.{digits}f}{spread}"
 
 
-def _difference(value: Mapping[str, Any]) -> str:
+def _differences(
+  title: str,
+  rows: Sequence[Mapping[str, Any]],
+  metric: str,
+  scale: float,
+  cell: Callable[[Mapping[str, Any], float], str],
+) -> str:
+  cells = [[row["recipe"], *(cell(row[f"{metric}_{r}"], scale) for r in REGIONS)] for row in rows]
+  return f"{title}\n\n" + table(["recipe", *REGIONS], cells)
+
+
+def _difference(value: Mapping[str, Any], scale: float) -> str:
   d = value["against"]
-  low, high = 100 * d["low"], 100 * d["high"]
-  return f"{100 * d['difference']:+.1f} [{low:+.1f}, {high:+.1f}] p={d['wilcoxon_p']:.2g}"
+  low, high = scale * d["low"], scale * d["high"]
+  return f"{scale * d['difference']:+.1f} [{low:+.1f}, {high:+.1f}] p={d['wilcoxon_p']:.2g}"
 
 
-def _by_seed(value: Mapping[str, Any]) -> str:
-  differences = [100 * d for d in value["against_by_seed"]]
+def _by_seed(value: Mapping[str, Any], scale: float) -> str:
+  differences = [scale * d for d in value["against_by_seed"]]
   text, n = " ".join(f"{d:+.1f}" for d in differences), len(differences)
   if n == 1:
     return text

@@ -91,6 +91,10 @@ def test_the_table_pairs_cases_and_spreads_over_seeds(tmp_path):
   assert "+10.0" in text
   # By hand: mean 10, sd 7.071, t(0.975, 1) = 12.706, so 10 -+ 12.706 * 7.071 / sqrt(2).
   assert "+15.0 +5.0 [-53.5, +73.5]" in text
+  # HD95 is ten times the Dice: 1.5 and 0.5 mm, a mean of 1, and a tenth of that interval.
+  hd95 = text.partition("HD95 against student_only, mm")[2]
+  assert "+1.0 [" in hd95.partition("HD95 seed by seed")[0]
+  assert "+1.5 +0.5 [-5.4, +7.4]" in hd95
   assert (tmp_path / "ablation.md").read_text() == f"```\n{text}```\n"
 
 
