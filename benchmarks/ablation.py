@@ -300,9 +300,9 @@ def run_folds(config: ConfigDict, folder: Path) -> None:
   Raises:
     UserError: as `run`.
   """
-  records = []
-  for fold in range(config.data.folds):
-    part = folder / f"fold{fold}"
+  records, folds = [], config.data.folds
+  for fold in range(folds):
+    part = folder / f"fold{fold}of{folds}"  # a seed may be run anew with other folds
     if not record_file(part).is_file():
       config.data.fold = fold
       run(config, part, None)

@@ -119,7 +119,7 @@ def test_every_fold_is_trained_once_and_every_case_is_in_the_seeds_record(tmp_pa
     ablation.run_folds(config, seed)
   assert not ablation.record_file(seed).exists()
   ablation.run_folds(config, seed)
-  assert trained == [(seed / f"fold{fold}", fold, None) for fold in range(3)]
+  assert trained == [(seed / f"fold{fold}of3", fold, None) for fold in range(3)]
   record = ablation.read_record(ablation.record_file(seed))
   assert sorted(record["scores"]) == ["case0", "case1", "case2"]
   assert record["scores"]["case2"][0] == pytest.approx(0.3)
