@@ -203,7 +203,7 @@ def assert_same_as_the_package(p, t, voxel_mm):
   # Where 95 per cent of an area lie within a distance to the last digit, rounding of sums alone
   # says whether that distance or the next one is the percentile: both are right.
   low, high = (package.compute_robust_hausdorff(theirs, 95 + d) for d in (-1e-9, 1e-9))
-  assert low - 1e-9 <= hd95_mm(pair, 374) <= high + 1e-9
+  assert hd95_mm(pair, 374) in [pytest.approx(mm, abs=1e-9) for mm in (low, high)]
   assert low == high or _near_95_per_cent(theirs)
   for tolerance in (1.0, 2.0):
     overlap = package.compute_surface_dice_at_tolerance(theirs, tolerance)
