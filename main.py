@@ -35,6 +35,7 @@ flags.DEFINE_bool("probabilities", False, "Write probability maps of WT, TC and 
 flags.DEFINE_string("window", None, "sliding, whole or auto (by memory); default: the student's.")
 flags.DEFINE_float("overlap", None, "Of sliding windows, 0 to 0.95; default: the student's.")
 flags.DEFINE_bool("mirror", None, "Average over the eight mirror images.")
+flags.DEFINE_float("smallest_island", None, "mm3; less WT apart is none; default: the student's.")
 flags.DEFINE_float("smallest_et", None, "mm3; less ET than that is core; default: the student's.")
 flags.DEFINE_string("data_root", None, "Other data than the run's own.")
 flags.DEFINE_string("split", None, "val or all: which cases to score.")

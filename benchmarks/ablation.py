@@ -6,7 +6,9 @@
 Every recipe is trained with every seed on the same training cases, without looking at the others:
 no checkpoint is chosen, the last one's averaged student is scored. Students are scored as
 --mode=evaluate does it, in the scans' own space: on the cases of --test, with generated data on
-further generated ones, else on the validation fold. May be stopped and started again: a run that is
+further generated ones, else on the validation fold. Where that is not what they are scored on, it
+chooses what of a prediction is too small (kd_jax/too_small.py), and a second table has the scores
+without. May be stopped and started again: a run that is
 finished leaves OUTPUT/RECIPE/seedN.json, and is not run again. The table (ablation.md,
 ablation.json) is written after every run. It needs these records alone; those of the tables in
 docs/accuracy.md are kept in benchmarks/records:
@@ -32,7 +34,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 
@@ -49,7 +51,13 @@ from kd_jax.scored import SCORES_FILE
 from kd_jax.statistics import paired
 from kd_jax.storage import read_json, write_text
 
+if TYPE_CHECKING:
+  from kd_jax.data.cases import Case
+  from kd_jax.scored import Scored
+  from kd_jax.too_small import Smallest
+
 ALONE, PAPER = "student_only", "paper"
+CLEANED_FILE, SMALLEST_FILE = "cleaned.csv", "smallest.json"
 COLUMNS = [f"{metric}_{region}" for region in REGIONS for metric in ("dice", "hd95_mm")]
 
 
@@ -243,7 +251,6 @@ def settings_of(
   config.name = f"{name}-{seed}"
   config.train.validate_every = config.train.epochs  # nothing is chosen by validation
   config.train.validate_cases = 0
-  config.predict.smallest_et = 0.0
   return config
 
 
@@ -276,7 +283,7 @@ def run(config: ConfigDict, folder: Path, test: Path | None) -> None:
   terminal = Terminal(0)
   train(config_lib.to_dict(config), folder, terminal)
   student = open_student(folder)
-  ensemble = Ensemble([student])
+  ensemble = Ensemble([student], smallest_island=0.0, smallest_et=0.0)
   if test:
     cases = find_cases(test, config.data.labels)
     if found := find_training_subjects(ensemble, cases, terminal):
@@ -288,7 +295,28 @@ def run(config: ConfigDict, folder: Path, test: Path | None) -> None:
   if scored.failed:
     raise UserError(f"{folder}: cases could not be scored: {scored.failed}")
   write_text(folder / SCORES_FILE, scores_lib.to_csv(scored.scores))
+  if test:  # cases that have not chosen the thresholds
+    cleaned = _cleaned(scored, cases, ensemble.modalities[0], student.predict.smallest)
+    write_text(folder / CLEANED_FILE, scores_lib.to_csv(cleaned))
+    write_text(folder / SMALLEST_FILE, json.dumps(student.predict.smallest._asdict()) + "\n")
   write_text(record_file(folder), json.dumps(record_of(folder)) + "\n")
+
+
+def _cleaned(
+  scored: "Scored", cases: Sequence["Case"], modality: str, smallest: "Smallest"
+) -> dict[str, dict[str, float]]:
+  """The scores of predictions without what is too small."""
+  from kd_jax.data import nifti
+  from kd_jax.scored import score_against
+  from kd_jax.too_small import clean
+
+  scores, progress = {}, Terminal(0).progress("scoring without what is too small")
+  for done, case in enumerate(cases, 1):
+    scan = nifti.read(case.images[modality])
+    predicted = clean(scored.mask(case), smallest, scan.voxel_mm)
+    scores[case.name] = score_against(case, predicted, scan)
+    progress(done, len(cases), case.name)
+  return scores
 
 
 def run_folds(config: ConfigDict, folder: Path) -> None:
@@ -323,7 +351,8 @@ def record_of(folder: Path) -> dict[str, Any]:
   Returns:
     steps, seconds_per_step (median), memory_gb (highest), networks (each one's Dice on the training
     grid in the last validation), scores {case: [number of each of COLUMNS]}, and git, packages and
-    devices of the last start, as in run.json.
+    devices of the last start, as in run.json. If others than the cases scored on chose what is too
+    small: smallest {of what: mm3}, and cleaned, the scores without it.
   """
   from kd_jax.provenance import RUN_FILE
 
@@ -338,7 +367,10 @@ def record_of(folder: Path) -> dict[str, Any]:
       if key.startswith("val/dice/"):
         _, _, network, region = key.split("/")
         networks.setdefault(network, {})[region] = round(value, 5)
-  scores = read_scores(folder / SCORES_FILE)
+  parts = {"scores": _scores(folder / SCORES_FILE)}
+  if (folder / CLEANED_FILE).is_file():
+    parts["cleaned"] = _scores(folder / CLEANED_FILE)
+    parts["smallest"] = read_json(folder / SMALLEST_FILE)
   start = read_json(folder / RUN_FILE)["starts"][-1]
   return {
     **{key: start[key] for key in ("git", "packages", "devices")},
@@ -346,8 +378,12 @@ def record_of(folder: Path) -> dict[str, Any]:
     "seconds_per_step": stdlib_statistics.median(seconds),
     "memory_gb": max(memory),
     "networks": networks,
-    "scores": {name: [round(case[c], 5) for c in COLUMNS] for name, case in scores.items()},
+    **parts,
   }
+
+
+def _scores(path: Path) -> dict[str, list[float]]:
+  return {name: [round(case[c], 5) for c in COLUMNS] for name, case in read_scores(path).items()}
 
 
 def joined(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -419,29 +455,49 @@ def summary_of(
       "seconds_per_step": stdlib_statistics.median(r["seconds_per_step"] for r in runs.values()),
       "memory_gb": max(r["memory_gb"] for r in runs.values()),
     }
-    both = [seed for seed in runs if seed in records.get(against, {})]
-    for column in COLUMNS:
-      means = {seed: _mean(_by_case([run], column)) for seed, run in runs.items()}
-      row[column] = {
-        "mean": _mean(means.values()),
-        "sd_over_seeds": stdlib_statistics.stdev(means.values()) if len(means) > 1 else None,
-      }
-      if name != against and both:
-        others = records[against]
-        a, b = (_by_case([own[s] for s in both], column) for own in (others, runs))
-        row[column]["against"] = paired(a, b, higher_is_better=column.startswith("dice"))
-        row[column]["against_by_seed"] = [
-          means[s] - _mean(_by_case([others[s]], column)) for s in both
-        ]
+    others = records.get(against, {}) if name != against else {}
+    row |= _columns(*({seed: r["scores"] for seed, r in rs.items()} for rs in (runs, others)))
+    cleaned = [
+      {seed: r["cleaned"] for seed, r in rs.items() if "cleaned" in r} for rs in (runs, others)
+    ]
+    if cleaned[0]:
+      row["cleaned"] = _columns(*cleaned) | {"seeds": len(cleaned[0])}
+      row["cleaned"]["smallest"] = [runs[seed]["smallest"] for seed in cleaned[0]]
     row["networks"] = _networks(list(runs.values()))
     rows.append(row)
   return rows
 
 
-def _by_case(runs: Sequence[Mapping[str, Any]], column: str) -> list[float]:
+def _columns(
+  runs: Mapping[int, Mapping[str, Sequence[float]]],
+  others: Mapping[int, Mapping[str, Sequence[float]]],
+) -> dict[str, dict[str, Any]]:
+  """Of each of COLUMNS the mean and, in the seeds that both have, the difference to others.
+
+  Args:
+    runs, others: {seed: {case: [number of each of COLUMNS]}}.
+  """
+  columns: dict[str, dict[str, Any]] = {}
+  both = [seed for seed in runs if seed in others]
+  for column in COLUMNS:
+    means = {seed: _mean(_by_case([run], column)) for seed, run in runs.items()}
+    columns[column] = {
+      "mean": _mean(means.values()),
+      "sd_over_seeds": stdlib_statistics.stdev(means.values()) if len(means) > 1 else None,
+    }
+    if both:
+      a, b = (_by_case([own[s] for s in both], column) for own in (others, runs))
+      columns[column]["against"] = paired(a, b, higher_is_better=column.startswith("dice"))
+      columns[column]["against_by_seed"] = [
+        means[s] - _mean(_by_case([others[s]], column)) for s in both
+      ]
+  return columns
+
+
+def _by_case(runs: Sequence[Mapping[str, Sequence[float]]], column: str) -> list[float]:
   """Each case's mean over runs, in the cases' order."""
   i = COLUMNS.index(column)
-  return [_mean(run["scores"][case][i] for run in runs) for case in sorted(runs[0]["scores"])]
+  return [_mean(run[case][i] for run in runs) for case in sorted(runs[0])]
 
 
 def _networks(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -458,34 +514,62 @@ def _mean(values: Any) -> float:
 
 def text_of(rows: Sequence[Mapping[str, Any]], against: str = ALONE) -> str:
   """The tables that people read."""
-  head = ["recipe", "seeds", *(f"{r} Dice" for r in REGIONS), *(f"{r} HD95" for r in REGIONS)]
   scores, networks = [], []
   for row in rows:
-    cells = [_spread(row[f"dice_{r}"], 100, 1) for r in REGIONS]
-    cells += [_spread(row[f"hd95_mm_{r}"], 1, 1) for r in REGIONS]
     cost = [f"{1e3 * row['seconds_per_step']:.0f}", f"{row['memory_gb']:.1f}"]
-    scores.append([row["recipe"], row["seeds"], *cells, *cost])
+    scores.append([row["recipe"], row["seeds"], *_means(row), *cost])
     for network, regions in row["networks"].items():
       cells = [f"{100 * regions[r]:.1f}" for r in REGIONS]
       networks.append([row["recipe"], network, *cells])
   meanings = [[row["recipe"], RECIPES[row["recipe"]].what] for row in rows]
   parts = [
     "Volumetric Dice (%) and HD95 (mm) in the scans' own space: mean ± sd over seeds\n\n"
-    + table([*head, "ms/step", "GB"], scores)
+    + table([*_HEAD, "ms/step", "GB"], scores)
   ]
-  compared = [row for row in rows if "against" in row["dice_WT"]]
-  metrics = (("Dice", "dice", "points", 100), ("HD95", "hd95_mm", "mm; below 0 is better", 1))
-  for words, metric, unit, scale in metrics if compared else ():
-    title = f"{words} against {against}, {unit}: difference [95% interval over cases] p"
-    parts.append(_differences(title, compared, metric, scale, _difference))
-    title = f"{words} seed by seed: difference [95% interval over seeds, Student's t]"
-    parts.append(_differences(title, compared, metric, scale, _by_seed))
+  parts += _comparison(rows, against)
+  cleaned = [{"recipe": row["recipe"], **row["cleaned"]} for row in rows if "cleaned" in row]
+  if cleaned:
+    cells = [
+      [
+        row["recipe"],
+        row["seeds"],
+        *_means(row),
+        *(" ".join(f"{mm3[of]:g}" for mm3 in row["smallest"]) for of in ("island", "et")),
+      ]
+      for row in cleaned
+    ]
+    parts.append(
+      "Without islands and ET below thresholds (mm3, seed by seed) chosen by the run's validation "
+      f"cases\n\n{table([*_HEAD, 'islands', 'ET'], cells)}"
+    )
+    parts += _comparison(cleaned, against, " without what is too small")
   parts.append(
     "Every network on the training grid, Dice (%)\n\n"
     + table(["recipe", "network", *REGIONS], networks)
   )
   parts.append(table(["recipe", "what it is"], meanings))
   return "\n\n".join(parts) + "\n"
+
+
+_HEAD = ["recipe", "seeds", *(f"{r} Dice" for r in REGIONS), *(f"{r} HD95" for r in REGIONS)]
+
+
+def _means(row: Mapping[str, Any]) -> list[str]:
+  cells = [_spread(row[f"dice_{r}"], 100, 1) for r in REGIONS]
+  return cells + [_spread(row[f"hd95_mm_{r}"], 1, 1) for r in REGIONS]
+
+
+def _comparison(rows: Sequence[Mapping[str, Any]], against: str, how: str = "") -> list[str]:
+  """Differences over cases and by seeds; [] if there is nothing to compare with."""
+  compared = [row for row in rows if "against" in row["dice_WT"]]
+  metrics = (("Dice", "dice", "points", 100), ("HD95", "hd95_mm", "mm; below 0 is better", 1))
+  parts = []
+  for words, metric, unit, scale in metrics if compared else ():
+    title = f"{words}{how} against {against}, {unit}: difference [95% interval over cases] p"
+    parts.append(_differences(title, compared, metric, scale, _difference))
+    title = f"{words}{how} seed by seed: difference [95% interval over seeds, Student's t]"
+    parts.append(_differences(title, compared, metric, scale, _by_seed))
+  return parts
 
 
 def _spread(value: Mapping[str, Any], scale: float, digits: int) -> str:

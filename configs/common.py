@@ -113,7 +113,8 @@ def base(name: str, root: str) -> ConfigDict:
         "mode": "sliding",
         "overlap": 0.5,
         "mirror": False,
-        "smallest_et": -1.0,  # mm3; 0 for any, -1 for what is best on validation
+        "smallest_island": -1.0,  # mm3; 0 for any, -1 for what is best on validation
+        "smallest_et": -1.0,
       },
     }
   )
@@ -198,6 +199,7 @@ def _paper(config: ConfigDict) -> None:
   config.train.validate_every = 1
   config.train.validate_cases = 0
   config.predict.mode = "whole"
+  config.predict.smallest_island = 0.0
   config.predict.smallest_et = 0.0
 
 

@@ -61,18 +61,21 @@ def validated(
     for network, regions in result.dice.items()
     for region, value in regions.items()
   }
-  scalars |= {"val/score": result.score, "val/smallest_et": result.smallest_et}
+  scalars |= {f"val/smallest_{name}": mm3 for name, mm3 in result.smallest._asdict().items()}
+  scalars |= {f"val/dice_cleaned/{region}": value for region, value in result.cleaned.items()}
+  scalars |= {"val/score": result.score}
   log.scalars(step, scalars | {"val/seconds": seconds})
   for name, pixels in result.pictures.items():
     log.picture(step, f"val/{name}", pixels)
   rows = [[name, *regions.values()] for name, regions in result.dice.items()]
+  if any(result.smallest):
+    rows.append(["student, cleaned", *result.cleaned.values()])
   heading = f"validation after step {step} ({seconds:.0f} s), Dice on the training grid"
   log.line(f"{heading}\n{table(['network', *REGIONS], rows)}")
-  if result.smallest_et:
-    log.line(
-      f"ET of less than {result.smallest_et:g} mm3 in a case is to become core: mean ET Dice "
-      f"{result.dice_et:.4f} instead of {result.dice['student']['ET']:.4f}"
-    )
+  if result.smallest.island:
+    log.line(f"cleaned: islands of less than {result.smallest.island:g} mm3 are to be left out")
+  if result.smallest.et:
+    log.line(f"cleaned: ET of less than {result.smallest.et:g} mm3 in a case is to become core")
   log.line(f"best so far: {best['score']:.4f} at step {best['step']}")
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped. The only file with Orbax.
 
 A checkpoint has three items: `networks` (all parameters and the student's average), `training`
-(the rest of the state) and `notes` (plain JSON: best scores, plateau rule, threshold of small ET).
+(the rest of the state) and `notes` (plain JSON: best scores, plateau rule, thresholds).
 It is written under a temporary name, with the checksums of its files, and renamed when complete, so
 a killed process leaves the last one whole, and a disk that forgets is noticed. The data's position
 is the step's number: see data/pipeline.py.

@@ -109,6 +109,7 @@ MAY_CHANGE = (
   "train.save_every",
   "train.keep",
   "train.pictures",
+  "predict.smallest_island",
   "predict.smallest_et",
 )
 

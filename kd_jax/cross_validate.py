@@ -125,9 +125,10 @@ def _gather(
 
 
 def _prediction(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """How the folds' students predict; each has a threshold of small ET of its own."""
+  """How the folds' students predict; each has thresholds of its own."""
   own = [summary["prediction"] for summary in summaries]
-  return own[0] | {"smallest_et": [prediction.get("smallest_et", 0.0) for prediction in own]}
+  thresholds = ("smallest_island", "smallest_et")
+  return own[0] | {name: [prediction.get(name, 0.0) for prediction in own] for name in thresholds}
 
 
 def _summary_path(run: Path) -> Path:

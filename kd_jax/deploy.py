@@ -23,8 +23,8 @@ from kd_jax.data.scans import Scan
 from kd_jax.errors import CaseError, ConfigError, UserError, did_you_mean
 from kd_jax.inference import MODES, PredictSettings
 from kd_jax.monitor import free_memory
-from kd_jax.small_et import without_small_et
 from kd_jax.student import Student
+from kd_jax.too_small import Smallest, clean
 
 # Bytes of device memory a voxel of the window and channel of the first level: what XLA's memory
 # analysis says of the whole network (64 to 71 on CPU in float32, jax 0.10.2).
@@ -54,9 +54,10 @@ class Ensemble:
     mode: str | None = None,
     overlap: float | None = None,
     mirror: bool | None = None,
+    smallest_island: float | None = None,
     smallest_et: float | None = None,
   ):
-    """Settings that are None are the first student's own; smallest_et is their (lower) median.
+    """Settings that are None are the first student's own, thresholds the students' lower median.
 
     Raises:
       ConfigError: a setting is impossible.
@@ -64,9 +65,13 @@ class Ensemble:
     self.students = students
     self.preparation = students[0].preparation
     self.modalities = students[0].architecture.modalities
-    if smallest_et is None:  # each student's own validation has chosen it
+    # Each student's own validation has chosen its thresholds.
+    if smallest_island is None:
+      smallest_island = statistics.median_low(s.predict.smallest_island for s in students)
+    if smallest_et is None:
       smallest_et = statistics.median_low(s.predict.smallest_et for s in students)
-    given = {"mode": mode, "overlap": overlap, "mirror": mirror, "smallest_et": smallest_et}
+    given = {"mode": mode, "overlap": overlap, "mirror": mirror}
+    given |= {"smallest_island": smallest_island, "smallest_et": smallest_et}
     self.settings: PredictSettings = dataclasses.replace(
       students[0].predict, **{name: value for name, value in given.items() if value is not None}
     )
@@ -74,8 +79,9 @@ class Ensemble:
       raise ConfigError(did_you_mean("--window", self.settings.mode, MODES))
     if not 0 <= self.settings.overlap <= 0.95:
       raise ConfigError(f"--overlap={self.settings.overlap} is not between 0 and 0.95")
-    if not 0 <= self.settings.smallest_et <= 1e6:
-      raise ConfigError(f"--smallest_et={self.settings.smallest_et} is not between 0 and 1e6 mm3")
+    for name, value in self.settings.smallest._asdict().items():
+      if not 0 <= value <= 1e6:
+        raise ConfigError(f"--smallest_{name}={value} is not between 0 and 1e6 mm3")
     channels = max(student.architecture.filters[0] for student in students)
     self._sizes = inference.sizes(
       self.preparation.patch,
@@ -151,15 +157,12 @@ def native_probabilities(probabilities: np.ndarray, prepared: Prepared) -> np.nd
   return grids.from_grid(probabilities, prepared.grid, outside)
 
 
-def native_classes(probabilities: np.ndarray, prepared: Prepared, smallest_et: float) -> np.ndarray:
-  """(K, *grid.shape) probabilities -> (D, H, W) uint8 classes of the scan.
-
-  ET of less than smallest_et mm3 in all becomes core.
-  """
+def native_classes(probabilities: np.ndarray, prepared: Prepared, smallest: Smallest) -> np.ndarray:
+  """(K, *grid.shape) probabilities -> (D, H, W) uint8 classes of the scan, cleaned."""
   box = grids.from_grid(probabilities, prepared.grid.cropped)  # no argmax where nothing can be
   classes = np.zeros(prepared.grid.native_shape, np.uint8)
   classes[prepared.grid.box] = np.argmax(box, axis=0)
-  return without_small_et(classes, smallest_et, prepared.reference.voxel_mm)
+  return clean(classes, smallest, prepared.reference.voxel_mm)
 
 
 class Named(Protocol):

@@ -114,7 +114,7 @@ def evaluate(
 def predict_case(ensemble: Ensemble, case: Case) -> np.ndarray:
   """(D, H, W) uint8 classes of one case, in its scan's space."""
   prepared = load_scan(ensemble, case, lambda warning: None)
-  return native_classes(ensemble.predict(prepared), prepared, ensemble.settings.smallest_et)
+  return native_classes(ensemble.predict(prepared), prepared, ensemble.settings.smallest)
 
 
 def score_students(ensemble: Ensemble, cases: Sequence[Case], terminal: Terminal) -> Scored:
@@ -127,7 +127,7 @@ def score_students(ensemble: Ensemble, cases: Sequence[Case], terminal: Terminal
     return load_scan(ensemble, case, terminal.line)
 
   def score(case: Case, prepared: Prepared, probabilities: np.ndarray) -> None:
-    predicted = native_classes(probabilities, prepared, ensemble.settings.smallest_et)
+    predicted = native_classes(probabilities, prepared, ensemble.settings.smallest)
     scored.scores[case.name] = score_against(case, predicted, prepared.reference)
     scored.masks[case.name] = packed(predicted)
 
@@ -232,8 +232,8 @@ def _cases(
 def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:
   """Sentences that belong to the numbers."""
   chosen = "the checkpoint was"
-  if any(student.training.get("smallest_et_by_validation") for student in students):
-    chosen = "the checkpoint and its threshold of small ET were"
+  if any(student.training.get("chosen_by_validation") for student in students):
+    chosen = "the checkpoint and what is too small were"
   chosen_by = [subject for student in students for subject in student.val]
   here = [subjects_lib.Subject(case.name, case.patient, "", {}) for case in cases]
   if count := len(subjects_lib.find_known(here, chosen_by)):

@@ -19,6 +19,7 @@ from jax import lax
 from kd_jax.data.grid import PAPER_SHAPE, Triple
 from kd_jax.data.labels import CLASSES
 from kd_jax.models.resunet import DOWNSAMPLING
+from kd_jax.too_small import Smallest
 
 MODES = ("sliding", "whole", "auto")
 Network = Callable[
@@ -31,7 +32,6 @@ Member = tuple[Network, dict]
 HEADS_MM = ((144.0, 176.0, 152.0), (160.0, 192.0, 160.0))
 _SIGMA = 1 / 8  # of the window's side, as in nnU-Net
 _FLIPS = 8  # mirror images, of three axes
-BY_VALIDATION = -1.0  # as smallest_et, in a run's configuration
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,20 @@ class PredictSettings:
       whole where the device's memory allows, else sliding.
     overlap: the share of a window's side that the next one covers again, at least.
     mirror: the mean over all eight mirror images.
-    smallest_et: mm3; a case's ET that is less in all becomes core (small_et.py). 0 for never, and
-      in a run's configuration BY_VALIDATION for what is best there.
+    smallest_island, smallest_et: mm3; a component of WT that is less becomes background, a case's
+      ET that is less in all becomes core (too_small.py). 0 for never, and in a run's configuration
+      too_small.BY_VALIDATION for what is best there.
   """
 
   mode: str = "sliding"
   overlap: float = 0.5
   mirror: bool = False
+  smallest_island: float = 0.0
   smallest_et: float = 0.0
+
+  @property
+  def smallest(self) -> Smallest:
+    return Smallest(self.smallest_island, self.smallest_et)
 
 
 class Plan(NamedTuple):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from kd_jax.data.cases import MODALITIES
 from kd_jax.errors import ConfigError, did_you_mean
-from kd_jax.inference import BY_VALIDATION, MODES, PredictSettings
+from kd_jax.inference import MODES, PredictSettings
 from kd_jax.models.resunet import DOWNSAMPLING
+from kd_jax.too_small import BY_VALIDATION
 
 
 def one_of(name: str, value: object, known: Sequence[str]) -> None:
@@ -52,8 +53,9 @@ def check_predict(prefix: str, settings: PredictSettings) -> None:
   """How volumes are looked at. ConfigError if it is impossible."""
   one_of(f"{prefix}.mode", settings.mode, MODES)
   within(f"{prefix}.overlap", settings.overlap, 0, 0.95)
-  if settings.smallest_et != BY_VALIDATION:
-    within(f"{prefix}.smallest_et", settings.smallest_et, 0, 1e6)
+  for name, value in settings.smallest._asdict().items():
+    if value != BY_VALIDATION:
+      within(f"{prefix}.smallest_{name}", value, 0, 1e6)
 
 
 def check_name(name: str, value: str) -> None:

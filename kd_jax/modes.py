@@ -15,7 +15,7 @@ if TYPE_CHECKING:
   from kd_jax.deploy import Ensemble
   from kd_jax.runlog import Terminal
 
-_LOOK = ("window", "overlap", "mirror", "smallest_et")
+_LOOK = ("window", "overlap", "mirror", "smallest_island", "smallest_et")
 
 
 class Call(NamedTuple):
@@ -246,7 +246,14 @@ def _ensemble(call: Call) -> "Ensemble":
   if values.checkpoint and values.workdir:
     raise ConfigError("--checkpoint and --workdir both name the student; give one")
   students = open_students(values.checkpoint or values.workdir)
-  return Ensemble(students, values.window, values.overlap, values.mirror, values.smallest_et)
+  return Ensemble(
+    students,
+    mode=values.window,
+    overlap=values.overlap,
+    mirror=values.mirror,
+    smallest_island=values.smallest_island,
+    smallest_et=values.smallest_et,
+  )
 
 
 def _convention(call: Call, flag: str) -> str:

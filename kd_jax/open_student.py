@@ -15,12 +15,12 @@ from kd_jax.checkpoint import FOLDER as CHECKPOINTS
 from kd_jax.checkpoint import read_best
 from kd_jax.config import CONFIG_FILE
 from kd_jax.errors import ConfigError, UserError
-from kd_jax.inference import BY_VALIDATION
 from kd_jax.models.framework import Framework
 from kd_jax.share import MODEL_FILE, WEIGHTS_FILE
 from kd_jax.storage import read_json
 from kd_jax.student import Architecture, Preparation, Student
 from kd_jax.subjects import SUBJECTS_FILE, read_subjects
+from kd_jax.too_small import BY_VALIDATION
 
 
 def open_students(paths: str) -> list[Student]:
@@ -78,9 +78,9 @@ def _open_run(workdir: Path) -> Student:
       "(its number is in the run's train.log), or export the student there"
     ) from e
   step, networks, notes, score = read_best(workdir, _abstract_state(config))
-  look, chosen = config.predict, config.predict.smallest_et == BY_VALIDATION
-  if chosen:
-    look = replace(look, smallest_et=notes.get("smallest_et", 0.0))
+  asked = config.predict.smallest._asdict()
+  chosen = [f"smallest_{name}" for name, value in asked.items() if value == BY_VALIDATION]
+  look = replace(config.predict, **{name: notes.get(name, 0.0) for name in chosen})
   averaged = networks.ema is not None
   params = networks.ema if averaged else networks.params["student"]
   params = {name: part for name, part in params.items() if name != "side_heads"}
@@ -106,7 +106,7 @@ def _open_run(workdir: Path) -> Student:
       "step": step,
       "averaged": averaged,
       "validation_score": score,
-      "smallest_et_by_validation": chosen,
+      "chosen_by_validation": chosen,
     },
     scores=_scores(workdir, step),
     train=train,

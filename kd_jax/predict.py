@@ -23,8 +23,8 @@ from kd_jax.deploy import (
 from kd_jax.errors import UserError
 from kd_jax.metrics.volumetric import region_mask
 from kd_jax.runlog import Terminal, table
-from kd_jax.small_et import without_small_et
 from kd_jax.storage import read_json, write_text
+from kd_jax.too_small import Smallest, clean
 
 RECORD_FILE = "predict.json"
 
@@ -77,8 +77,8 @@ def predict(ensemble: Ensemble, scans_path: Path, output: Output, terminal: Term
     return load_scan(ensemble, scan, terminal.line)
 
   def finish(scan: Scan, prepared: Prepared, probabilities: np.ndarray) -> None:
-    smallest_et = ensemble.settings.smallest_et
-    volumes[scan.name] = _write(scan.name, prepared, probabilities, smallest_et, output)
+    smallest = ensemble.settings.smallest
+    volumes[scan.name] = _write(scan.name, prepared, probabilities, smallest, output)
 
   broken = overlapped(waiting, load, ensemble.predict, finish, terminal.progress("predicting"))
   failed += processes.all_errors(broken)
@@ -87,8 +87,11 @@ def predict(ensemble: Ensemble, scans_path: Path, output: Output, terminal: Term
     rows = [[name, *values] for name, values in sorted(volumes.items())]
     head = ["case", *(f"{region} ml" for region in labels.REGIONS)]
     terminal.line(f"{table(head, rows)}\nwritten: {len(volumes)} masks in {output.folder}")
-    if smallest := ensemble.settings.smallest_et:
-      terminal.line(f"ET of less than {smallest:g} mm3 in a case is written as core")
+    smallest = ensemble.settings.smallest
+    if smallest.island:
+      terminal.line(f"islands of less than {smallest.island:g} mm3 are left out")
+    if smallest.et:
+      terminal.line(f"ET of less than {smallest.et:g} mm3 in a case is written as core")
   if failed:
     count = len({error.case for error in failed})
     raise UserError(
@@ -97,7 +100,7 @@ def predict(ensemble: Ensemble, scans_path: Path, output: Output, terminal: Term
 
 
 def _write(
-  name: str, prepared: Prepared, probabilities: np.ndarray, smallest_et: float, output: Output
+  name: str, prepared: Prepared, probabilities: np.ndarray, smallest: Smallest, output: Output
 ) -> list[str]:
   """Writes a case; returns its regions' volumes in ml."""
   reference = prepared.reference
@@ -106,9 +109,9 @@ def _write(
     for region, classes in labels.REGIONS.items():
       nifti.write_like(output.map(name, region), native[list(classes)].sum(axis=0), reference)
     predicted = np.argmax(native, axis=0).astype(np.uint8)
-    predicted = without_small_et(predicted, smallest_et, reference.voxel_mm)
+    predicted = clean(predicted, smallest, reference.voxel_mm)
   else:
-    predicted = native_classes(probabilities, prepared, smallest_et)
+    predicted = native_classes(probabilities, prepared, smallest)
   nifti.write_like(output.mask(name), labels.from_classes(predicted, output.convention), reference)
   ml = np.prod(reference.voxel_mm) / 1000
   return [f"{region_mask(predicted, r).sum() * ml:.1f}" for r in labels.REGIONS]

@@ -85,7 +85,8 @@ def read(folder: Path) -> Student:
       raise ValueError("a network or classes that this version does not know")
     architecture = build(Architecture, fields, "architecture")
     preparation = build(Preparation, model["preparation"], "preparation")
-    look = {"smallest_et": 0.0} | model["predict"]  # files of earlier versions do not have it
+    # Files of earlier versions do not have both thresholds.
+    look = {"smallest_island": 0.0, "smallest_et": 0.0} | model["predict"]
     predict = build(PredictSettings, look, "predict")
     CacheSettings(preparation.spacing, preparation.normalise, preparation.grid)  # checks itself
     limits.check_patch("preparation.patch", preparation.patch)

@@ -149,7 +149,7 @@ def _train(
       networks["student"] = (state.ema, config.model.student)
     progress = terminal.progress("validating")
     return validate(
-      predict, networks, watched, config.predict.smallest_et, config.train.pictures, progress
+      predict, networks, watched, config.predict.smallest, config.train.pictures, progress
     )
 
   # --- The loop ---
@@ -157,7 +157,7 @@ def _train(
     standing = {group: dataclasses.asdict(plateau) for group, plateau in plateaus.items()}
     notes = {"plateau": standing, "best": best, "next_batch": step, "skipped": skipped}
     if result:
-      notes["smallest_et"] = result.smallest_et
+      notes |= {f"smallest_{name}": mm3 for name, mm3 in result.smallest._asdict().items()}
     checkpoints.save(step, state, notes, result.score if result else None)
 
   shardings = step_lib.batch_sharding(mesh)

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kd_jax import processes, small_et
+from kd_jax import processes, too_small
 from kd_jax.data.cases import MODALITIES
 from kd_jax.data.entry import open_entry
 from kd_jax.data.labels import REGIONS
-from kd_jax.inference import BY_VALIDATION
 from kd_jax.metrics import volumetric
 from kd_jax.models.framework import Params
 from kd_jax.pictures import panel
+from kd_jax.too_small import NOTHING, Smallest
 
 Predictor = Callable[[Params, np.ndarray], np.ndarray]
 
@@ -25,15 +25,15 @@ class Validation(NamedTuple):
   """Means over cases.
 
   Attributes:
-    dice: network's name -> region -> mean volumetric Dice, small ET and all.
-    smallest_et: mm3 below which the student's ET is to become core, 0 for never.
-    dice_et: the student's mean ET Dice with that.
+    dice: network's name -> region -> mean volumetric Dice, as predicted.
+    smallest: what of the student's prediction is too small to be believed.
+    cleaned: region -> the student's mean Dice without that.
     pictures: case's name -> (height, width, 3) uint8, of the student.
   """
 
   dice: dict[str, dict[str, float]]
-  smallest_et: float
-  dice_et: float
+  smallest: Smallest
+  cleaned: dict[str, float]
   pictures: dict[str, np.ndarray]
 
   @property
@@ -46,7 +46,7 @@ def validate(
   predict: Predictor,
   networks: Mapping[str, tuple[Params, Sequence[str]]],
   entries: Mapping[str, Path],
-  smallest_et: float = 0.0,
+  smallest: Smallest = NOTHING,
   pictures: int = 0,
   progress: Callable[[int, int, str], None] | None = None,
 ) -> Validation:
@@ -56,14 +56,15 @@ def validate(
     predict: (parameters, volume (M, D, H, W)) -> (K, D, H, W) probabilities.
     networks: name -> (parameters, modalities), among them "student".
     entries: the cases' cache entries by name.
-    smallest_et: mm3, or BY_VALIDATION to choose it here.
+    smallest: mm3 each, or too_small.BY_VALIDATION to choose it here.
     pictures: how many of the cases to draw.
     progress: called with (cases done, cases in all, name).
 
   Several processes share the cases out; each draws its own, and all know all scores.
   """
   own = processes.share(list(entries.items()))
-  scores, ets, drawn = {}, {}, {}
+  islands = too_small.islands_to_try(smallest.island)
+  scores, evidence, drawn = {}, {}, {}
   for done, (name, path) in enumerate(own, 1):
     entry = open_entry(path)
     truth = np.asarray(entry.labels)
@@ -76,12 +77,13 @@ def validate(
         masks = (volumetric.region_mask(classes, region) for classes in (predicted, truth))
         scores[name][network][region] = float(volumetric.dice(*masks))
       if network == "student":
-        ets[name] = small_et.compare_et(predicted, truth, entry.meta["spacing_mm"])
+        spacing = entry.meta["spacing_mm"]
+        evidence[name] = too_small.compare(predicted, truth, spacing, islands)
         if len(drawn) < pictures:
           drawn[name] = panel(volume[0], truth, predicted)
     if progress:
       progress(done, len(own), name)
-  scores, ets = processes.union(scores), processes.union(ets)
+  scores, evidence = processes.union(scores), processes.union(evidence)
   means = {
     network: {
       region: float(np.mean([scores[name][network][region] for name in entries]))
@@ -89,7 +91,6 @@ def validate(
     }
     for network in networks
   }
-  cases = [small_et.PredictedET(*ets[name]) for name in entries]
-  if smallest_et == BY_VALIDATION:
-    smallest_et = small_et.choose(cases)
-  return Validation(means, smallest_et, small_et.mean_dice(cases, smallest_et), drawn)
+  cases = [too_small.Evidence(*evidence[name]) for name in entries]
+  smallest, cleaned = too_small.choose(cases, *smallest)
+  return Validation(means, smallest, dict(zip(REGIONS, cleaned, strict=True)), drawn)

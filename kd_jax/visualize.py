@@ -38,7 +38,7 @@ def _draw(
   ensemble: Ensemble, scan: Scan, convention: str, folder: Path, terminal: Terminal
 ) -> Path:
   prepared = load_scan(ensemble, scan, terminal.line)
-  predicted = native_classes(ensemble.predict(prepared), prepared, ensemble.settings.smallest_et)
+  predicted = native_classes(ensemble.predict(prepared), prepared, ensemble.settings.smallest)
   reference, modality = prepared.reference, ensemble.modalities[0]
   truth = None
   if scan.seg:

@@ -143,6 +143,7 @@ def test_unknown_and_contradicting_variants():
     ("predict.mode", "tiles", "sliding"),
     ("predict.smallest_et", -2.0, "smallest_et"),
     ("predict.smallest_et", float("nan"), "smallest_et"),
+    ("predict.smallest_island", -2.0, "smallest_island"),
     ("train.epochs", 0, "train.epochs"),
     ("train.accumulate", 3, "does not divide data.batch = 2"),
     ("train.remat", "blocks", "norms"),

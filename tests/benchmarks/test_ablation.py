@@ -10,15 +10,18 @@ from benchmarks import ablation
 from kd_jax import config as config_lib
 from kd_jax.errors import ConfigError, UserError
 from kd_jax.metrics.case import columns
+from kd_jax.too_small import BY_VALIDATION, NOTHING, Smallest
 
 
 @pytest.mark.parametrize("size", ablation.SIZES)
 @pytest.mark.parametrize("name", ablation.RECIPES)
 def test_every_recipe_is_possible(size, name):
-  """With and without one's own data; nothing is chosen by validation."""
+  """With and without one's own data; no checkpoint is chosen by validation."""
   config = ablation.settings_of(ablation.SIZES[size], name, 3, None)
   typed = config_lib.parse(config_lib.to_dict(config))
-  assert (typed.seed, typed.predict.smallest_et) == (3, 0.0)
+  assert typed.seed == 3
+  chosen = NOTHING if name == "paper" else Smallest(BY_VALIDATION, BY_VALIDATION)
+  assert typed.predict.smallest == chosen
   assert typed.train.validate_every == typed.train.epochs
   assert (not typed.model.teachers) == (name in (ablation.ALONE, "regions_alone"))
   assert typed.data.grid == ("paper" if (size, name) == ("gpu", "paper") else "brain")
@@ -96,6 +99,33 @@ def test_the_table_pairs_cases_and_spreads_over_seeds(tmp_path):
   assert "+1.0 [" in hd95.partition("HD95 seed by seed")[0]
   assert "+1.5 +0.5 [-5.4, +7.4]" in hd95
   assert (tmp_path / "ablation.md").read_text() == f"```\n{text}```\n"
+
+
+def test_scores_without_what_is_too_small_have_tables_of_their_own(tmp_path):
+  """Of the seeds whose records have them; a run from before that has none."""
+  rows = [("best", 0, 0.3), ("best", 1, 0.4), ("cdsfl", 0, None)]
+  for name, seed, gain in rows:
+    made_up(tmp_path, name, seed, {"a": 0.5, "b": 0.6}, 0.1)
+    made_up(tmp_path, ablation.ALONE, seed, {"a": 0.5, "b": 0.7}, 0.1) if name == "best" else None
+    for recipe, plus in ((name, gain), (ablation.ALONE, 0.1)) if gain else ():
+      path = ablation.record_file(tmp_path / recipe / f"seed{seed}")
+      record = json.loads(path.read_text())
+      cleaned = {case: [x + plus for x in scores] for case, scores in record["scores"].items()}
+      record |= {"cleaned": cleaned, "smallest": {"island": 500.0 * seed, "et": 50.0}}
+      path.write_text(json.dumps(record))
+  alone, best, cdsfl = ablation.summary_of(tmp_path, [ablation.ALONE, "best", "cdsfl"], range(3))
+  assert "cleaned" not in cdsfl
+  assert best["dice_WT"]["mean"] == pytest.approx(0.55)
+  assert best["cleaned"]["dice_WT"]["mean"] == pytest.approx(0.55 + 0.35)
+  assert alone["cleaned"]["dice_WT"]["mean"] == pytest.approx(0.7)
+  assert best["cleaned"]["dice_WT"]["against"]["difference"] == pytest.approx(0.2)
+  assert best["cleaned"]["dice_WT"]["against_by_seed"] == pytest.approx([0.15, 0.25])
+  text = ablation.text_of([alone, best, cdsfl])
+  raw, _, cleaned = text.partition("Without islands")
+  assert "+20.0 [" in cleaned.partition("Dice without what is too small against")[2]
+  assert "cdsfl" in raw and "cdsfl" not in cleaned.partition("Every network")[0]
+  (line,) = (x for x in cleaned.splitlines() if x.startswith("best") and "90.0" in x)
+  assert line.split()[-4:] == ["0", "500", "50", "50"]
 
 
 def test_every_fold_is_trained_once_and_every_case_is_in_the_seeds_record(tmp_path, monkeypatch):
