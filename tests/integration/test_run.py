@@ -40,6 +40,8 @@ def test_a_run_leaves_what_the_readme_says(finished):
     "val/dice/student/WT",
     "val/dice/flair/ET",
     "val/smallest_et",
+    "val/smallest_island",
+    "val/dice_cleaned/ET",
   ):
     assert name in names, name
   folds = json.loads((finished / "folds.json").read_text())["folds"]
