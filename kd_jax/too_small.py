@@ -4,7 +4,8 @@ Two rules, each with a threshold in mm3, chosen on validation cases and kept wit
 
 - Islands. From one sequence a network takes many a place for tumour that is none. Each costs little
   Dice, but HD95 and the lesion-wise scores are made of them. A component of WT (26-connected) below
-  the threshold becomes background; the largest always stays.
+  the threshold becomes background. The largest always stays, and so does the one with the largest
+  core: what a network of T1ce takes for oedema may well be larger than the tumour.
 - ET. Where a patient has none, a single voxel of it costs the region's whole Dice, and true ET is
   seldom that small. So an ET that is less in all becomes core, as in nnU-Net's entry to BraTS 2020
   (Isensee et al.): TC and WT stay as they are.
@@ -24,6 +25,7 @@ ISLANDS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0)  
 ETS = (50.0, 100.0, 200.0, 300.0, 500.0, 1000.0)
 BY_VALIDATION = -1.0  # as a threshold, in a run's configuration
 _CORE = CLASSES.index("NCR")
+_WT, _TC = (list(REGIONS).index(region) for region in ("WT", "TC"))
 _TOUCHING = np.ones((3, 3, 3), bool)  # 26-connectivity
 _ONE_CASE = 1.0  # the most ET Dice that a case can gain
 _ROUNDING = 1e-6
@@ -71,7 +73,9 @@ def without_small_islands(
     return classes
   box = ndimage.find_objects(wt.view(np.uint8))[0]
   component, count = ndimage.label(wt[box], _TOUCHING)
-  kept = _kept(_sizes(component, count), smallest, voxel_mm)
+  sizes = _sizes(component, count)
+  core = _sizes(component[region_mask(classes[box], "TC")], count)
+  kept = _kept(sizes, core, smallest, voxel_mm)
   if kept.all():
     return classes
   cleaned = classes.copy()
@@ -100,7 +104,6 @@ def compare(
 ) -> Evidence:
   """What (D, H, W) classes as predicted would score, with each of some thresholds of islands."""
   component, count = ndimage.label(region_mask(predicted, "WT"), _TOUCHING)
-  island_sizes = _sizes(component, count)
   found, true, totals = [], [], []  # by region; the first two by component
   for region in REGIONS:
     p, t = region_mask(predicted, region), region_mask(truth, region)
@@ -109,7 +112,7 @@ def compare(
     totals.append(int(np.count_nonzero(t)))
   dice, et_mm3 = [], []
   for smallest in islands:
-    kept = _kept(island_sizes, smallest, voxel_mm)
+    kept = _kept(found[_WT], found[_TC], smallest, voxel_mm)
     sizes = [int(f[kept].sum()) for f in found]
     both = [int(b[kept].sum()) for b in true]
     sums = [s + t for s, t in zip(sizes, totals, strict=True)]
@@ -161,10 +164,13 @@ def _et_dice(case: Evidence, island: int, smallest: float) -> float:
   return float(case.no_et) if case.et_mm3[island] < smallest else case.dice[island][-1]
 
 
-def _kept(sizes: np.ndarray, smallest: float, voxel_mm: Sequence[float]) -> np.ndarray:
-  """(n,) which of n components, of so many voxels each, are believed; the largest are."""
+def _kept(
+  sizes: np.ndarray, core: np.ndarray, smallest: float, voxel_mm: Sequence[float]
+) -> np.ndarray:
+  """(n,) which of n components, of so many voxels in all and of core, are believed."""
   volumes = np.round(sizes * float(np.prod(voxel_mm)), 3)
-  return (volumes >= smallest) | (sizes == sizes.max(initial=0))
+  most_core = (core > 0) & (core == core.max(initial=0))
+  return (volumes >= smallest) | (sizes == sizes.max(initial=0)) | most_core
 
 
 def _sizes(component: np.ndarray, count: int) -> np.ndarray:

@@ -95,7 +95,7 @@ def scattered() -> np.ndarray:
     (2, (2, 1, 1), {64, 8, 2, 1}),  # mm3, not voxels
     (8, (1, 1, 0.99999994), {64, 8}),
     (9, (1, 1, 1), {64}),
-    (1e6, (1, 1, 1), {64}),  # the largest stays
+    (1e6, (1, 1, 1), {64}),  # the largest stays, it has most core too
   ],
 )
 def test_islands_below_the_threshold_become_background(smallest, voxel_mm, left):
@@ -112,6 +112,20 @@ def test_two_islands_that_are_the_largest_stay_both():
   x[0], x[4], x[8, 0, 0] = 1, 3, 3
   np.testing.assert_array_equal(np.unique(without_small_islands(x, 1e6, (1, 1, 1))[8]), [0])
   assert (without_small_islands(x, 1e6, (1, 1, 1))[:8] == x[:8]).all()
+
+
+def test_the_largest_core_stays_too():
+  """Oedema that is none may be larger than the tumour."""
+  x = np.zeros((20, 4, 4), np.uint8)
+  x[:8] = 2  # the largest
+  x[10:12], x[10, 0, 0] = 3, 1  # the largest core
+  x[14:18], x[14, 0, 0] = 2, 3  # larger, and less core
+  x[19, 0, 0] = 1
+  after = without_small_islands(x, 1e6, (1, 1, 1))
+  np.testing.assert_array_equal(after[:12], x[:12])
+  assert not after[12:].any()
+  found = compare(x, x, (1, 1, 1), (1e6,))
+  assert found.et_mm3 == [31]
 
 
 def test_nothing_predicted_has_no_islands():
