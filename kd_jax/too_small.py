@@ -4,8 +4,8 @@ Two rules, each with a threshold in mm3, chosen on validation cases and kept wit
 
 - Islands. From one sequence a network takes many a place for tumour that is none. Each costs little
   Dice, but HD95 and the lesion-wise scores are made of them. A component of WT (26-connected) below
-  the threshold becomes background. The largest always stays, and so does the one with the largest
-  core: what a network of T1ce takes for oedema may well be larger than the tumour.
+  the threshold becomes background. What has the largest core always stays; where there is no core,
+  the largest: a network of T1ce knows core, but what it takes for oedema may outgrow the tumour.
 - ET. Where a patient has none, a single voxel of it costs the region's whole Dice, and true ET is
   seldom that small. So an ET that is less in all becomes core, as in nnU-Net's entry to BraTS 2020
   (Isensee et al.): TC and WT stay as they are.
@@ -21,7 +21,7 @@ from scipy import ndimage
 from kd_jax.data.labels import CLASSES, REGIONS
 from kd_jax.metrics.volumetric import region_mask, volume_mm3
 
-ISLANDS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0)  # mm3, ascending
+ISLANDS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0, 32000.0, 64000.0)
 ETS = (50.0, 100.0, 200.0, 300.0, 500.0, 1000.0)
 BY_VALIDATION = -1.0  # as a threshold, in a run's configuration
 _CORE = CLASSES.index("NCR")
@@ -169,8 +169,8 @@ def _kept(
 ) -> np.ndarray:
   """(n,) which of n components, of so many voxels in all and of core, are believed."""
   volumes = np.round(sizes * float(np.prod(voxel_mm)), 3)
-  most_core = (core > 0) & (core == core.max(initial=0))
-  return (volumes >= smallest) | (sizes == sizes.max(initial=0)) | most_core
+  main = core if core.any() else sizes
+  return (volumes >= smallest) | (main == main.max(initial=0))
 
 
 def _sizes(component: np.ndarray, count: int) -> np.ndarray:
