@@ -337,7 +337,7 @@ def pieces(ensemble: Ensemble, scan: Scan, output: Output, repeat: int) -> dict[
     stamps.append(time.perf_counter())
     probabilities = ensemble.predict(prepared)
     stamps.append(time.perf_counter())
-    predict_lib._write(scan.name, prepared, probabilities, 0.0, output)
+    predict_lib._write(scan.name, prepared, probabilities, ensemble.settings.smallest, output)
     stamps.append(time.perf_counter())
     for name, (early, late) in zip(seconds, itertools.pairwise(stamps), strict=True):
       seconds[name].append(late - early)

@@ -16,6 +16,7 @@ from kd_jax.mesh import make_mesh
 from kd_jax.models.framework import Framework, FrameworkSpec
 from kd_jax.objective import LossSettings
 from kd_jax.scored import score_against
+from kd_jax.too_small import NOTHING
 
 STEPS = 450
 PATCH = (48, 48, 48)
@@ -53,7 +54,7 @@ def test_the_student_overfits_one_real_case(tmp_path):
   sizes = inference.sizes(PATCH, 2.0, "brain")
   probabilities = inference.predict([member], volume, sizes, inference.PredictSettings())
   scan = nifti.read(case.images["t1ce"])
-  predicted = native_classes(probabilities, Prepared(volume, entry.grid, scan), 0.0)
+  predicted = native_classes(probabilities, Prepared(volume, entry.grid, scan), NOTHING)
   scores = score_against(case, predicted, scan)
   print(scores)
   assert scores["dice_WT"] > 0.9
