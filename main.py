@@ -5,7 +5,7 @@
   python main.py --mode=evaluate --checkpoint=runs/brats21-fold0
   python main.py --mode=predict --checkpoint=runs/brats21-fold0 --input=scan.nii.gz --output=masks
 
-What each mode does and which flags it takes: kd_jax/modes.py.
+What each mode does and which flags it takes: kd_jax/cli.py.
 Worker processes import this file again: nothing heavy may happen outside main().
 """
 
@@ -14,7 +14,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from kd_jax.errors import UserError, printable
+from kd_jax.runtime.errors import UserError, printable
 
 MODES = (
   *("train", "prepare", "evaluate", "cross_validate", "compare"),
@@ -53,7 +53,7 @@ flags.DEFINE_integer("process", None, "Which one this is, from 0, with --coordin
 
 
 def main(argv: list[str]) -> None:
-  from kd_jax import modes
+  from kd_jax import cli as modes
 
   try:
     modes.run(flags.FLAGS, CONFIG.value, argv[1:])

@@ -7,7 +7,7 @@ Every recipe is trained with every seed on the same training cases, without look
 no checkpoint is chosen, the last one's averaged student is scored. Students are scored as
 --mode=evaluate does it, in the scans' own space: on the cases of --test, with generated data on
 further generated ones, else on the validation fold. Where that is not what they are scored on, it
-chooses what of a prediction is too small (kd_jax/too_small.py), and a second table has the scores
+chooses what of a prediction is too small (kd_jax/prediction/postprocess.py), and a second table has the scores
 without. May be stopped and started again: a run that is
 finished leaves OUTPUT/RECIPE/seedN.json, and is not run again. The table (ablation.md,
 ablation.json) is written after every run. It needs these records alone; those of the tables in
@@ -42,19 +42,20 @@ import scipy.stats
 from ml_collections import ConfigDict
 
 from configs import brats21, common, quickstart
-from kd_jax import config as config_lib
-from kd_jax.compare import read_scores
-from kd_jax.data.labels import REGIONS
-from kd_jax.errors import ConfigError, UserError, did_you_mean
-from kd_jax.runlog import Terminal, duration, read_numbers, table
-from kd_jax.scored import SCORES_FILE
-from kd_jax.statistics import paired
-from kd_jax.storage import read_json, write_text
+from kd_jax.evaluation.case_results import SCORES_FILE
+from kd_jax.evaluation.compare import read_scores
+from kd_jax.evaluation.intervals import paired
+from kd_jax.runs.log import read_numbers
+from kd_jax.runtime.errors import ConfigError, UserError, did_you_mean
+from kd_jax.runtime.files import read_json, write_text
+from kd_jax.runtime.terminal import Terminal, duration, table
+from kd_jax.settings import config as config_lib
+from kd_jax.tasks.labels import REGIONS
 
 if TYPE_CHECKING:
   from kd_jax.data.cases import Case
-  from kd_jax.scored import Scored
-  from kd_jax.too_small import Smallest
+  from kd_jax.evaluation.case_results import Scored
+  from kd_jax.prediction.postprocess import Smallest
 
 ALONE, PAPER = "student_only", "paper"
 CLEANED_FILE, SMALLEST_FILE = "cleaned.csv", "smallest.json"
@@ -268,15 +269,15 @@ def run(config: ConfigDict, folder: Path, test: Path | None) -> None:
     UserError: as `train`; training subjects among the cases, or cases that cannot be scored.
   """
   # Imported here: the table needs no JAX.
-  from kd_jax import scores as scores_lib
-  from kd_jax import subjects
+  from kd_jax.data import subjects
   from kd_jax.data.cases import find_cases
-  from kd_jax.deploy import Ensemble
-  from kd_jax.evaluate import find_training_subjects, score_students
-  from kd_jax.modes import keep_compiled
-  from kd_jax.open_student import open_student
-  from kd_jax.runlog import quiet_libraries
-  from kd_jax.train import train
+  from kd_jax.evaluation import summary as scores_lib
+  from kd_jax.evaluation.students import find_training_subjects, score_students
+  from kd_jax.prediction.predictor import Ensemble
+  from kd_jax.runs.students import open_student
+  from kd_jax.runtime.startup import keep_compiled
+  from kd_jax.runtime.terminal import quiet_libraries
+  from kd_jax.training.train import train
 
   quiet_libraries()
   keep_compiled()
@@ -307,8 +308,8 @@ def _cleaned(
 ) -> dict[str, dict[str, float]]:
   """The scores of predictions without what is too small."""
   from kd_jax.data import nifti
-  from kd_jax.scored import score_against
-  from kd_jax.too_small import clean
+  from kd_jax.evaluation.case_results import score_against
+  from kd_jax.prediction.postprocess import clean
 
   scores, progress = {}, Terminal(0).progress("scoring without what is too small")
   for done, case in enumerate(cases, 1):
@@ -354,7 +355,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     devices of the last start, as in run.json. If others than the cases scored on chose what is too
     small: smallest {of what: mm3}, and cleaned, the scores without it.
   """
-  from kd_jax.provenance import RUN_FILE
+  from kd_jax.runs.provenance import RUN_FILE
 
   lines = read_numbers(folder)
   seconds = [x for line in lines if (x := line.get("train/seconds_per_step")) is not None]
@@ -663,7 +664,7 @@ def main() -> None:
 
 
 def _generated_test_cases(size: Size) -> Path:
-  from kd_jax.data import demo
+  from kd_jax.data.demo import writer as demo
 
   data = settings_of(size, ALONE, 0, None).data
   root = Path(data.root).parent / "test"

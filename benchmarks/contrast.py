@@ -6,7 +6,7 @@
 For each sequence and label: how many standard deviations of the tumour-free brain the label's
 mean lies above the brain's, and how well its voxels are told from the brain's and from those of a
 shell around the tumour by their intensity alone (area under the ROC curve; 0.5 is not at all).
-Intensities are means over 3 mm. The generator's contrasts (kd_jax/data/phantom.py) are settled by
+Intensities are means over 3 mm. The generator's contrasts (kd_jax/data/demo/phantom.py) are settled by
 this comparison and not by anyone's scores.
 """
 
@@ -20,9 +20,10 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 
 from kd_jax.data import nifti
-from kd_jax.data.cases import MODALITIES, Case, find_cases
-from kd_jax.data.labels import CLASSES, to_classes
-from kd_jax.runlog import table
+from kd_jax.data.cases import Case, find_cases
+from kd_jax.runtime.terminal import table
+from kd_jax.tasks.labels import CLASSES, to_classes
+from kd_jax.tasks.names import MODALITIES
 
 _FEWEST = 20  # voxels of 3 mm
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import timing
 from kd_jax.models.conv import IMPLS, conv3d
-from kd_jax.runlog import table
+from kd_jax.runtime.terminal import table
 
 FORMS = (*IMPLS, "auto")
 PASSES = ("forward", "gradients")  # gradients: forward and backward

@@ -47,18 +47,19 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import timing
-from kd_jax import inference, monitor
-from kd_jax import predict as predict_lib
 from kd_jax.data import nifti
 from kd_jax.data.grid import Triple
 from kd_jax.data.scans import Scan, find_scans
-from kd_jax.deploy import Ensemble, Prepared, load_scan
-from kd_jax.errors import ConfigError, UserError
-from kd_jax.inference import PredictSettings
 from kd_jax.models import torch_names
-from kd_jax.predict import Output
-from kd_jax.runlog import table
-from kd_jax.student import Architecture, Preparation, Student
+from kd_jax.prediction import predict as predict_lib
+from kd_jax.prediction import sliding_window as inference
+from kd_jax.prediction.predict import Output
+from kd_jax.prediction.predictor import Ensemble, Prepared, load_scan
+from kd_jax.prediction.sliding_window import PredictSettings
+from kd_jax.prediction.student import Architecture, Preparation, Student
+from kd_jax.runtime.errors import ConfigError, UserError
+from kd_jax.runtime.terminal import table
+from kd_jax.training import metric_averages as monitor
 
 FULL = {"filters": (32, 64, 128, 256), "spacing": 1.0, "patch": 128, "cases": 4, "rows": None}
 SMALL = {"filters": (8, 16, 32, 64), "spacing": 2.0, "patch": 64, "cases": 3, "rows": 3}

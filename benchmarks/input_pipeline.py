@@ -31,16 +31,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kd_jax.errors import ConfigError, UserError
-from kd_jax.storage import read_json
+from kd_jax.runtime.errors import ConfigError, UserError
+from kd_jax.runtime.files import read_json
 
 # Worker processes import this file again, and their memory is measured: what is heavy (JAX, the
 # configuration) is imported where it is used.
 if TYPE_CHECKING:
-  from kd_jax.config import Config
   from kd_jax.data.cases import Case
   from kd_jax.data.entry import CacheSettings
   from kd_jax.data.pipeline import SamplingSettings
+  from kd_jax.settings.config import Config
 
 FULL = {"side": 128, "batches": 1000, "workers": (0, 1, 2, 4), "rounds": 4}
 SMALL = {"side": 32, "batches": 50, "workers": (0, 1, 2), "rounds": 2}
@@ -109,7 +109,7 @@ def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def settings(side: int, batch: int) -> "Config":
   """The run of configs/brats21.py with patches of side^3."""
   from configs import brats21
-  from kd_jax import config as config_lib
+  from kd_jax.settings import config as config_lib
 
   raw = brats21.get_config()
   raw.data.patch, raw.data.batch = (side,) * 3, batch
@@ -139,9 +139,9 @@ def step_rate(result: Mapping[str, Any], side: int, source: str) -> float:
 
 def find(data: Path | None, count: int, folder: Path) -> "list[Case]":
   """At most so many cases of a data set; without one, generated in folder."""
-  from kd_jax.data import demo
   from kd_jax.data.cases import find_cases
   from kd_jax.data.dataset import spread
+  from kd_jax.data.demo import writer as demo
 
   if data is None:
     _tell(f"writing {count} demonstration cases")
@@ -191,7 +191,7 @@ def rate(stamps: Sequence[float], workers: int) -> float:
 
 def describe(cases: "Sequence[Case]", entries: Sequence[Path]) -> dict[str, Any]:
   """What was read: MB a case as files and in the cache, and the first one's shape and voxels."""
-  from kd_jax.data.check import source_files
+  from kd_jax.data.case_checks import source_files
   from kd_jax.data.entry import open_entry
 
   sources = [path for case in cases for path in source_files(case).values()]
@@ -214,9 +214,9 @@ def measure_stream(
   import jax
   from absl import flags
 
-  from kd_jax import step as step_lib
   from kd_jax.data import pipeline
-  from kd_jax.mesh import make_mesh
+  from kd_jax.training import step as step_lib
+  from kd_jax.training.mesh import make_mesh
 
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
@@ -328,7 +328,7 @@ def report(
 ) -> None:
   """Writes settings["json"] and prints; the table of streams comes last."""
   from benchmarks import timing
-  from kd_jax.runlog import table
+  from kd_jax.runtime.terminal import table
 
   timing.write_json(settings["json"], settings, {"prepare": prepared, "grain": streams})
   print(timing.describe(timing.machine()))

@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import timing, train_step
 from benchmarks.scaling import QUICK  # and its fake CPU devices, before JAX looks for any
-from kd_jax.config import Config
-from kd_jax.mesh import make_mesh
 from kd_jax.models import conv
 from kd_jax.models.framework import Framework, Params
-from kd_jax.runlog import table
+from kd_jax.runtime.terminal import table
+from kd_jax.settings.config import Config
+from kd_jax.training.mesh import make_mesh
 
 WHOLE = (256, 240, 160)  # 240x240x155 where four devices share the first side
 

@@ -18,11 +18,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kd_jax.data import nifti
-from kd_jax.data.labels import REGIONS
 from kd_jax.metrics import volumetric
 from kd_jax.metrics.case import score_case
 from kd_jax.metrics.lesions import lesion_scores
 from kd_jax.metrics.surface import crop, surface_pair
+from kd_jax.tasks.labels import REGIONS
 
 SCORE_PAIRS = Path(__file__).parents[2] / "shared" / "scores"
 SHAPE = (240, 240, 155)

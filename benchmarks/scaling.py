@@ -40,11 +40,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import timing, train_step
-from kd_jax.errors import ConfigError, UserError
-from kd_jax.mesh import make_mesh
 from kd_jax.models import conv
 from kd_jax.models.resunet import DOWNSAMPLING
-from kd_jax.runlog import table
+from kd_jax.runtime.errors import ConfigError, UserError
+from kd_jax.runtime.terminal import table
+from kd_jax.training.mesh import make_mesh
 
 MESHES = ("1x1", "2x1", "1x2", "4x1", "2x2", "1x4", "8x1", "4x2", "2x4", "1x8")
 SMALL_MESHES = ("1x1", "2x1", "1x2", "2x2")

@@ -28,9 +28,9 @@ from jax.sharding import PartitionSpec as P
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import timing, train_step
-from kd_jax import step as step_lib
-from kd_jax.mesh import make_mesh
-from kd_jax.runlog import table
+from kd_jax.runtime.terminal import table
+from kd_jax.training import step as step_lib
+from kd_jax.training.mesh import make_mesh
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = .*op_name=\"(?P<origin>[^\"]*)\"")
 _SHOWN = 12

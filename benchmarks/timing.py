@@ -15,7 +15,7 @@ import jax
 import jaxlib
 
 from kd_jax import __version__
-from kd_jax.storage import write_text
+from kd_jax.runtime.files import write_text
 
 
 class Spread(NamedTuple):

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_jax.config import Config
-from kd_jax.data.cases import MODALITIES
-from kd_jax.data.labels import CLASSES, REGIONS
+from kd_jax.method.objective import LossSettings
 from kd_jax.models import torch_names
 from kd_jax.models.framework import FrameworkSpec
-from kd_jax.objective import LossSettings
+from kd_jax.settings.config import Config
+from kd_jax.tasks.labels import CLASSES, REGIONS
+from kd_jax.tasks.names import MODALITIES
 
 _SLOPE, _EPSILON, _DICE_EPSILON, _SCORE_EPSILON = 0.01, 1e-5, 1e-7, 1e-6
 _VOLUME = (0, 2, 3, 4)  # batch and space of (B, C, D, H, W)

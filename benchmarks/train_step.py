@@ -37,16 +37,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import timing
 from configs import common
-from kd_jax import config as config_lib
-from kd_jax import monitor, optim
-from kd_jax import step as step_lib
-from kd_jax.config import Config
-from kd_jax.errors import UserError
-from kd_jax.mesh import make_mesh
 from kd_jax.models.framework import Framework, FrameworkSpec
 from kd_jax.models.remat import REMATS
-from kd_jax.runlog import table
-from kd_jax.step import TrainState
+from kd_jax.runtime.errors import UserError
+from kd_jax.runtime.terminal import table
+from kd_jax.settings import config as config_lib
+from kd_jax.settings.config import Config
+from kd_jax.training import metric_averages as monitor
+from kd_jax.training import optimisers as optim
+from kd_jax.training import step as step_lib
+from kd_jax.training.mesh import make_mesh
+from kd_jax.training.step import TrainState
 
 PAPER = {"filters": (32, 64, 128, 256), "side": 128, "batches": (1, 2), "rounds": 4, "block": 5}
 SMALL = {"filters": (8, 16, 32, 64), "side": 32, "batches": (1,), "rounds": 3, "block": 2}

@@ -2,13 +2,13 @@
 
   python main.py --config=configs/brats21.py:t1,two_level --config.data.root=/data/BraTS2021
 
-What each setting means: kd_jax/config.py and the classes that it names.
+What each setting means: kd_jax/settings/config.py and the classes that it names.
 """
 
 from ml_collections import ConfigDict
 
-from kd_jax.data.labels import REGIONS
-from kd_jax.errors import ConfigError, did_you_mean
+from kd_jax.runtime.errors import ConfigError, did_you_mean
+from kd_jax.tasks.labels import REGIONS
 
 
 def base(name: str, root: str) -> ConfigDict:

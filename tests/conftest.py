@@ -30,7 +30,7 @@ def pytest_unconfigure():
 @pytest.fixture
 def terminal():
   """A Terminal of 300 columns that nobody sees; what it was told: terminal.console.file."""
-  from kd_jax.runlog import Terminal  # with JAX, once the settings above are in place
+  from kd_jax.runtime.terminal import Terminal  # with JAX, once the settings above are in place
 
   terminal = Terminal()
   terminal.console = rich.console.Console(file=io.StringIO(), width=300)

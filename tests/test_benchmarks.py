@@ -14,11 +14,11 @@ import pytest
 from quick import QUICK
 
 from benchmarks import scaling, timing, train_step
-from kd_jax.errors import ConfigError
-from kd_jax.mesh import make_mesh
+from kd_jax.method.objective import objective
 from kd_jax.models import conv
 from kd_jax.models.framework import Framework, FrameworkSpec
-from kd_jax.objective import objective
+from kd_jax.runtime.errors import ConfigError
+from kd_jax.training.mesh import make_mesh
 
 ROOT = Path(__file__).parents[1]
 PAPER = train_step.PAPER

@@ -11,14 +11,20 @@ import pytest
 import rich.console
 from students import make_student
 
-from kd_jax.compare import read_scores
 from kd_jax.data import nifti
-from kd_jax.deploy import Ensemble, Prepared
-from kd_jax.errors import CaseError, UserError, one_line, printable
-from kd_jax.evaluate_masks import evaluate_masks
-from kd_jax.predict import Output, predict
-from kd_jax.runlog import RunLog, Terminal
-from kd_jax.storage import write_text
+from kd_jax.evaluation.compare import read_scores
+from kd_jax.evaluation.masks import evaluate_masks
+from kd_jax.prediction.predict import Output, predict
+from kd_jax.prediction.predictor import Ensemble, Prepared
+from kd_jax.runs.log import RunLog
+from kd_jax.runtime.errors import (
+  CaseError,
+  UserError,
+  one_line,
+  printable,
+)
+from kd_jax.runtime.files import write_text
+from kd_jax.runtime.terminal import Terminal
 
 NAMES = [
   *("<script>alert(1)<", "<img src=x onerror=a()>", '" onload="a()', "a&amp;b'c", "{{CASE}}$title"),

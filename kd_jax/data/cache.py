@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from kd_jax.data.case_checks import missing_files, source_files
 from kd_jax.data.cases import Case
-from kd_jax.data.check import missing_files, source_files
 from kd_jax.data.entry import (
   CacheSettings,
   Entry,
@@ -27,8 +27,8 @@ from kd_jax.data.entry import (
   open_entry,
   verify_entry,
 )
-from kd_jax.errors import CaseError, UserError, one_line
-from kd_jax.storage import is_abandoned, write_text
+from kd_jax.runtime.errors import CaseError, UserError, one_line
+from kd_jax.runtime.files import is_abandoned, write_text
 
 __all__ = [
   "CacheSettings",

@@ -8,31 +8,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd_jax.data.labels import CONVENTIONS
-from kd_jax.errors import ConfigError, UserError, did_you_mean
-
-MODALITIES = ("flair", "t1", "t1ce", "t2")
-
-# What stands at the end of a file's name, lower case -> what it is.
-_SUFFIXES = {
-  "flair": "flair",
-  "t1": "t1",
-  "t1ce": "t1ce",
-  "t2": "t2",
-  "t2f": "flair",  # the names of 2023 and 2024
-  "t1n": "t1",
-  "t1c": "t1ce",
-  "t2w": "t2",
-  "seg": "seg",
-  "segm": "seg",
-}
-_NEW_SUFFIXES = ("t1n", "t1c", "t2w", "t2f")
-_NAME = re.compile(
-  rf"^(?:(?P<case>.*)[_-])?(?P<suffix>{'|'.join(_SUFFIXES)})(?P<nii>\.nii(?:\.gz)?)\Z",
-  re.IGNORECASE | re.DOTALL,  # a file's name may hold line breaks
-)
-_NII = re.compile(r"\.nii(?:\.gz)?\Z", re.IGNORECASE)
-_TIMEPOINT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d+$", re.IGNORECASE)
+from kd_jax.runtime.errors import ConfigError, UserError, did_you_mean
+from kd_jax.tasks.labels import CONVENTIONS
+from kd_jax.tasks.names import MODALITIES, nifti_stem, parse_name, patient_of
 
 _LAYOUTS = (
   "expected case folders, at any depth, that hold files such as "
@@ -99,26 +77,6 @@ def cases_under(root: Path, labels: str = "auto") -> list[Case]:
   return [found[name] for name in sorted(found)]
 
 
-def parse_name(file_name: str) -> tuple[str, str] | None:
-  """What a BraTS file's name says, of any year: (case, modality or "seg"); None for other names.
-
-  The case is "" where nothing stands before the modality: there the folder's name counts.
-  """
-  match = _NAME.match(file_name)
-  return (match["case"] or "", _SUFFIXES[match["suffix"].lower()]) if match else None
-
-
-def nifti_stem(file_name: str) -> str | None:
-  """The name without .nii or .nii.gz; None where it ends with neither."""
-  return _NII.sub("", file_name) if _NII.search(file_name) else None
-
-
-def patient_of(name: str) -> str:
-  """BraTS-GLI-<patient>-<timepoint> without its time point; any other name as it is."""
-  match = _TIMEPOINT.match(name)
-  return match.group(1) if match else name
-
-
 def _folders(root: Path) -> list[tuple[Path, list[tuple[str, Path]]]]:
   """Every folder under root with its NIfTI files as (name to judge it by, path)."""
   found, seen, waiting = [], set(), [root]
@@ -132,12 +90,14 @@ def _folders(root: Path) -> list[tuple[Path, list[tuple[str, Path]]]]:
     for entry in sorted(visible(folder)):
       mode = _mode(entry)
       if stat.S_ISDIR(mode):
-        if _NII.search(entry.name):  # a copy that holds X_flair.nii as a folder around one file
-          inside = [inner for inner in visible(entry) if _NII.search(inner.name)]
+        if (
+          nifti_stem(entry.name) is not None
+        ):  # a copy that holds X_flair.nii as a folder around one file
+          inside = [inner for inner in visible(entry) if nifti_stem(inner.name) is not None]
           files += [(entry.name, inner) for inner in inside if stat.S_ISREG(_mode(inner))]
         else:
           waiting.append(entry)
-      elif _NII.search(entry.name) and stat.S_ISREG(mode):
+      elif nifti_stem(entry.name) is not None and stat.S_ISREG(mode):
         files.append((entry.name, entry))
     found.append((folder, files))
   return found
@@ -168,17 +128,16 @@ def _cases_of(folder: Path, files: list[tuple[str, Path]], labels: str) -> list[
   groups: dict[str, dict[str, Path]] = defaultdict(dict)
   new_names = set()
   for file_name, path in files:
-    match = _NAME.match(file_name)
-    if not match:
+    parsed = parse_name(file_name)
+    if not parsed:
       continue
-    name = match["case"] or _own_name(folder)
-    kind = _SUFFIXES[match["suffix"].lower()]
+    name, kind = parsed.case or _own_name(folder), parsed.kind
     if kind in groups[name]:
       raise UserError(
         f"two {kind} files for case {name}: {groups[name][kind]} and {path}; keep one"
       )
     groups[name][kind] = path
-    if match["suffix"].lower() in _NEW_SUFFIXES:
+    if parsed.new:
       new_names.add(name)
 
   _adopt_odd_seg(groups, files)
@@ -209,7 +168,7 @@ def _adopt_odd_seg(groups: dict[str, dict[str, Path]], files: list[tuple[str, Pa
   with_images = [name for name, kinds in groups.items() if set(kinds) - {"seg"}]
   if len(with_images) != 1 or "seg" in groups[with_images[0]]:
     return
-  odd = [path for name, path in files if re.search(r"segm?$", _NII.sub("", name), re.IGNORECASE)]
+  odd = [path for name, path in files if re.search(r"segm?$", nifti_stem(name) or "", re.I)]
   if len(odd) > 1:
     raise UserError(
       f"two seg files for case {with_images[0]}: {odd[0]} and {odd[1]}; keep one, "

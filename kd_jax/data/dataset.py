@@ -7,12 +7,13 @@ from pathlib import Path
 
 import jax
 
-from kd_jax import processes
-from kd_jax.data import cache, demo, folds
+from kd_jax.data import cache, folds
 from kd_jax.data.cases import Case, find_cases
+from kd_jax.data.demo import writer as demo
 from kd_jax.data.entry import CacheSettings
 from kd_jax.data.pipeline import SamplingSettings
-from kd_jax.errors import CaseError, UserError
+from kd_jax.runtime import processes
+from kd_jax.runtime.errors import CaseError, UserError
 
 FOLDS_FILE = "folds.json"
 # label -> (done, total, name of the latest) -> None: what shows progress, e.g. RunLog.progress.

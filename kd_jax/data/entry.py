@@ -23,12 +23,18 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data import grid as grids
-from kd_jax.data import labels
-from kd_jax.data.cases import MODALITIES, Case
-from kd_jax.data.check import missing_files, read_volumes, source_files
+from kd_jax.data.case_checks import missing_files, read_volumes, source_files
+from kd_jax.data.cases import Case
 from kd_jax.data.preprocess import FOREGROUND_VOXELS, foreground_voxels, to_arrays
-from kd_jax.errors import CaseError, ConfigError, UserError, did_you_mean
-from kd_jax.subjects import content_hash
+from kd_jax.data.subjects import content_hash
+from kd_jax.runtime.errors import (
+  CaseError,
+  ConfigError,
+  UserError,
+  did_you_mean,
+)
+from kd_jax.tasks import labels
+from kd_jax.tasks.names import MODALITIES
 
 FORMAT = 2
 NORMALISATIONS = ("zscore", "paper")

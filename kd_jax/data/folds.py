@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data.cases import Case
-from kd_jax.errors import ConfigError, UserError, some
-from kd_jax.storage import load_json, write_text
+from kd_jax.runtime.errors import ConfigError, UserError, some
+from kd_jax.runtime.files import load_json, write_text
 
 Folds = dict | list
 

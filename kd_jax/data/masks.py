@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data import nifti
-from kd_jax.errors import UserError
+from kd_jax.runtime.errors import UserError
 
 TRUTH = ("truth", "gt", "ground_truth", "groundtruth", "label", "labels", "seg", "segm", "mask")
 PREDICTION = ("prediction", "predicted", "pred", "segmentation", "seg", "mask")

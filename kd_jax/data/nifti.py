@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
-from kd_jax.storage import write_bytes
+from kd_jax.runtime.files import write_bytes
 
 MAX_VOXELS = 2**28  # 645 a side: thirty times a BraTS scan
 VOXEL_MM = (1e-3, 1e3)  # edges beyond these are no measurement of anything

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.data.entry import Entry, open_entry
-from kd_jax.errors import UserError
+from kd_jax.runtime.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
 _MANY = 1 << 48  # samples: more than any run sees

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd_jax.data.cases import Case, cases_under, nifti_stem, parse_name, visible
-from kd_jax.errors import CaseError, UserError
-from kd_jax.storage import load_json, read_text
+from kd_jax.data.cases import Case, cases_under, visible
+from kd_jax.runtime.errors import CaseError, UserError
+from kd_jax.runtime.files import load_json, read_text
+from kd_jax.tasks.names import is_label_map, nifti_stem, parse_name
 
 _FORMS = (
   "accepted are: a NIfTI file (.nii or .nii.gz), a BraTS case folder or a folder of such cases, an "
@@ -127,7 +128,8 @@ def _listed(path: Path, modalities: Sequence[str]) -> tuple[list[Scan], list[Cas
 
 def _single_file(path: Path, modalities: Sequence[str]) -> Scan:
   modality = _only(modalities, path)
-  case, kind = parse_name(path.name) or (nifti_stem(path.name), modality)
+  parsed = parse_name(path.name)
+  case, kind = (parsed.case, parsed.kind) if parsed else (nifti_stem(path.name), modality)
   if kind == "seg":
     raise UserError(f"{path} is a label map by its name; give the {modality} image it belongs to")
   if kind != modality:
@@ -154,7 +156,7 @@ def _in_folder(folder: Path, modalities: Sequence[str]) -> tuple[list[Scan], lis
   # A link that leads nowhere stays in: reading it fails under the scan's name.
   files = [f for f in visible(folder) if nifti_stem(f.name) is not None]
   files = sorted(f for f in files if not os.path.isdir(f))
-  images = [f for f in files if (parse_name(f.name) or ("", ""))[1] != "seg"]
+  images = [f for f in files if not is_label_map(f.name)]
   channels = [_CHANNEL.match(f.name) for f in images]
   if images and all(channels):
     names = _channel_names(folder)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kd_jax.data.labels import REGIONS
 from kd_jax.metrics import volumetric
 from kd_jax.metrics.lesions import lesion_scores
 from kd_jax.metrics.surface import crop, hd95_mm, nsd, surface_pair
+from kd_jax.tasks.labels import REGIONS
 
 # Name -> (unit, which is better or "", description).
 METRICS = {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kd_jax.data.labels import REGIONS
+from kd_jax.tasks.labels import REGIONS
 
 EMPTY_MASK_RULE = (
   "both masks empty: Dice, sensitivity, precision and NSD 1; one empty: all four 0 "

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.data.cases import MODALITIES
-from kd_jax.data.labels import CLASSES
 from kd_jax.models.blocks import Keys
 from kd_jax.models.fusion import Fusion
 from kd_jax.models.resunet import LEVELS, Output, ResUNet
+from kd_jax.tasks.labels import CLASSES
+from kd_jax.tasks.names import MODALITIES
 
 Params = dict[str, Any]
 ATTENTIONS = ("channel", "cbam")

@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from kd_jax import pictures
-from kd_jax.data.labels import CLASSES, REGIONS
+from kd_jax.report import slices as pictures
 from kd_jax.report.parts import as_float, folded, metric_heading, number
+from kd_jax.tasks.labels import CLASSES, REGIONS
 
 _COLUMNS = ("dice", "hd95_mm", "lesionwise_dice", "sensitivity", "truth_mm3")
 _MORE_PICTURES = 12

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kd_jax.data.labels import REGIONS
+from kd_jax.tasks.labels import REGIONS
 
 REGION_COLOURS = {"WT": "#0072b2", "TC": "#d55e00", "ET": "#009e73"}
 MIN_BOX = 5  # cases from which on quartiles say something

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kd_jax import pictures
-from kd_jax.data import labels, nifti
+from kd_jax.data import nifti
 from kd_jax.data.cases import Case
-from kd_jax.errors import UserError
+from kd_jax.report import slices as pictures
 from kd_jax.report import viewer
 from kd_jax.report.cases import showcase
-from kd_jax.runlog import Terminal
+from kd_jax.runtime.errors import UserError
+from kd_jax.runtime.terminal import Terminal
+from kd_jax.tasks import labels
 
 
 class Illustrated(NamedTuple):

@@ -15,7 +15,6 @@ from string import Template
 
 import numpy as np
 
-from kd_jax.data.labels import REGIONS
 from kd_jax.metrics.case import METRICS
 from kd_jax.report import figures
 from kd_jax.report.cases import Scores, case_table, pictures_section
@@ -31,7 +30,8 @@ from kd_jax.report.parts import (
   number,
   statement,
 )
-from kd_jax.storage import write_text
+from kd_jax.runtime.files import write_text
+from kd_jax.tasks.labels import REGIONS
 
 _APART = "slice_dice_reference"
 

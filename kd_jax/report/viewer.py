@@ -19,12 +19,12 @@ import numpy as np
 from scipy import ndimage
 
 from kd_jax.data import nifti
-from kd_jax.data.labels import CLASSES, REGIONS
-from kd_jax.errors import UserError
 from kd_jax.metrics import volumetric
-from kd_jax.pictures import COLOURS
 from kd_jax.report import mesh
-from kd_jax.storage import write_text
+from kd_jax.report.slices import COLOURS
+from kd_jax.runtime.errors import UserError
+from kd_jax.runtime.files import write_text
+from kd_jax.tasks.labels import CLASSES, REGIONS
 
 INSTALL = "pip install 'kd_jax[report]' (or: pip install 'nilearn>=0.14.1,<0.15')"
 _NIIVUE = re.compile(r"niivue\.umd(\.min)?\.js")  # the build that a plain script element can hold

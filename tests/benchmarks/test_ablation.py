@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ablation
-from kd_jax import config as config_lib
-from kd_jax.errors import ConfigError, UserError
 from kd_jax.metrics.case import columns
-from kd_jax.too_small import BY_VALIDATION, NOTHING, Smallest
+from kd_jax.prediction.postprocess import BY_VALIDATION, NOTHING, Smallest
+from kd_jax.runtime.errors import ConfigError, UserError
+from kd_jax.settings import config as config_lib
 
 
 @pytest.mark.parametrize("size", ablation.SIZES)

@@ -9,10 +9,10 @@ import pytest
 
 from benchmarks import inference as benchmark
 from kd_jax.data import nifti
-from kd_jax.data.labels import CLASSES
-from kd_jax.data.plausible import check_scan
-from kd_jax.errors import ConfigError, UserError
-from kd_jax.student import Architecture, Preparation, check_parameters
+from kd_jax.data.scan_checks import check_scan
+from kd_jax.prediction.student import Architecture, Preparation, check_parameters
+from kd_jax.runtime.errors import ConfigError, UserError
+from kd_jax.tasks.labels import CLASSES
 
 TINY = {"filters": (4, 4, 8, 8), "spacing": 4.0, "patch": 24, "cases": 2, "rows": 2}
 ARCHITECTURE = Architecture(("t1ce",), TINY["filters"], "channel")

@@ -12,7 +12,7 @@ import pytest
 from synthetic import make_case
 
 from benchmarks import input_pipeline
-from kd_jax.errors import ConfigError, UserError
+from kd_jax.runtime.errors import ConfigError, UserError
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 

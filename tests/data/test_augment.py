@@ -10,9 +10,9 @@ from quick import QUICK
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
-from kd_jax.data.augment import AugmentSettings, _average, augment
-from kd_jax.mesh import make_mesh
-from kd_jax.step import batch_sharding
+from kd_jax.data.augmentation.augment import AugmentSettings, _average, augment
+from kd_jax.training.mesh import make_mesh
+from kd_jax.training.step import batch_sharding
 
 SHAPE = (3, 4, 6, 8, 10)  # B, M, D, H, W
 LIGHT = AugmentSettings(spatial=0.0, artefact=0.0)

@@ -23,10 +23,11 @@ from kd_jax.data.cache import (
   prepare,
   verify_entry,
 )
-from kd_jax.data.cases import MODALITIES, Case, find_cases
+from kd_jax.data.cases import Case, find_cases
 from kd_jax.data.grid import Grid, from_grid, paper_grid, to_grid_image
 from kd_jax.data.preprocess import normalise, to_arrays
-from kd_jax.errors import CaseError, ConfigError, UserError
+from kd_jax.runtime.errors import CaseError, ConfigError, UserError
+from kd_jax.tasks.names import MODALITIES
 
 ZSCORE = CacheSettings()
 PAPER = CacheSettings(normalise="paper", grid="paper")

@@ -5,8 +5,9 @@ import os
 import pytest
 from synthetic import NEW, OLD, SHAPE, brats_root, make_case, seg, write
 
-from kd_jax.data.cases import MODALITIES, find_cases, patient_of
-from kd_jax.errors import ConfigError, UserError
+from kd_jax.data.cases import find_cases
+from kd_jax.runtime.errors import ConfigError, UserError
+from kd_jax.tasks.names import MODALITIES, patient_of
 
 LAYOUTS = [
   # folder under the root, suffixes, separator, extension, convention

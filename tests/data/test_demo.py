@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kd_jax.data import demo, phantom
-from kd_jax.errors import UserError
+from kd_jax.data.demo import phantom
+from kd_jax.data.demo import writer as demo
+from kd_jax.runtime.errors import UserError
 
 SEED = 0
 INDICES = (0, 3)  # with ring, necrosis and oedema

@@ -15,8 +15,8 @@ from kd_jax.data import cache, folds, masks
 from kd_jax.data.cases import find_cases
 from kd_jax.data.entry import CacheSettings
 from kd_jax.data.scans import find_scans
-from kd_jax.errors import CaseError, UserError
-from kd_jax.storage import write_bytes
+from kd_jax.runtime.errors import CaseError, UserError
+from kd_jax.runtime.files import write_bytes
 
 MORE = int(os.environ.get("KD_JAX_FUZZ", "0"))  # =20: twenty times as many, other ones each time
 T1CE = ("t1ce",)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kd_jax.data.cases import Case, patient_of
+from kd_jax.data.cases import Case
 from kd_jax.data.folds import make_folds, read_or_make, split
-from kd_jax.errors import ConfigError, UserError
+from kd_jax.runtime.errors import ConfigError, UserError
+from kd_jax.tasks.names import patient_of
 
 
 def case(name: str) -> Case:

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from kd_jax.data.labels import CONVENTIONS, REGIONS, from_classes, to_classes
-from kd_jax.errors import ConfigError
+from kd_jax.runtime.errors import ConfigError
+from kd_jax.tasks.labels import (
+  CONVENTIONS,
+  REGIONS,
+  from_classes,
+  to_classes,
+)
 
 
 @pytest.mark.parametrize(

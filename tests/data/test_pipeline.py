@@ -27,9 +27,9 @@ from kd_jax.data.pipeline import (
   training_batches,
 )
 from kd_jax.data.preprocess import foreground_voxels
-from kd_jax.errors import UserError
-from kd_jax.mesh import make_mesh
-from kd_jax.step import batch_sharding
+from kd_jax.runtime.errors import UserError
+from kd_jax.training.mesh import make_mesh
+from kd_jax.training.step import batch_sharding
 
 SMALL = SamplingSettings(patch=(6, 4, 8))
 WHOLE = SamplingSettings(patch=(10, 10, 10))  # the box of every synthetic case

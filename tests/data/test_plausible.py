@@ -12,8 +12,8 @@ from synthetic import AFFINE, brats_root
 
 from kd_jax.data import nifti
 from kd_jax.data.cases import find_cases
-from kd_jax.data.phantom import load_atlas, make_subject
-from kd_jax.data.plausible import check_scan
+from kd_jax.data.demo.phantom import load_atlas, make_subject
+from kd_jax.data.scan_checks import check_scan
 
 SHAPE = (70, 82, 68)  # 2 mm voxels
 

@@ -7,7 +7,7 @@ import pytest
 from synthetic import NEW, OLD, brats_root, make_case
 
 from kd_jax.data.scans import Scan, find_scans
-from kd_jax.errors import UserError
+from kd_jax.runtime.errors import UserError
 
 T1CE = ("t1ce",)
 

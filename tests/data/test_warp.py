@@ -6,7 +6,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from kd_jax.data import warp
+from kd_jax.data.augmentation import warp
 
 SIDE = 9
 resample = jax.jit(warp.resample)

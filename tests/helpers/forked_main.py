@@ -15,8 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import jax.numpy  # noqa: F401
 from absl import app
 
+import kd_jax.cli
+import kd_jax.evaluation.students
+import kd_jax.prediction.predict
+import kd_jax.training.train  # noqa: F401
 import main
-from kd_jax import evaluate, modes, predict, train  # noqa: F401
 
 
 def run(flags: list[str]) -> tuple[int, str]:

@@ -7,16 +7,16 @@ import jax
 from synthetic import LARGE, make_case
 
 from configs import common
-from kd_jax import config as config_lib
-from kd_jax import optim
-from kd_jax import step as step_lib
-from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import folds as folds_lib
 from kd_jax.data import nifti
 from kd_jax.data.cases import find_cases
 from kd_jax.data.dataset import FOLDS_FILE
+from kd_jax.data.subjects import SUBJECTS_FILE, subject_of, write_subjects
 from kd_jax.models.framework import Framework
-from kd_jax.subjects import SUBJECTS_FILE, subject_of, write_subjects
+from kd_jax.runs.checkpoints import Checkpoints
+from kd_jax.settings import config as config_lib
+from kd_jax.training import optimisers as optim
+from kd_jax.training import step as step_lib
 
 
 def make_data(root: Path, cases: int = 6, first: int = 0) -> Path:

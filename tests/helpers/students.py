@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from kd_jax.inference import PredictSettings
-from kd_jax.student import Architecture, Preparation, Student
-from kd_jax.subjects import Subject
+from kd_jax.data.subjects import Subject
+from kd_jax.prediction.sliding_window import PredictSettings
+from kd_jax.prediction.student import Architecture, Preparation, Student
 
 
 @functools.cache

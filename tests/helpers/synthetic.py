@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kd_jax.data.cases import MODALITIES
+from kd_jax.tasks.names import MODALITIES
 
 OLD = {"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", "seg": "seg"}
 NEW = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", "seg": "seg"}

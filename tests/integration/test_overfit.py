@@ -7,16 +7,19 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from synthetic import brats_root
 
-from kd_jax import inference, optim, step
-from kd_jax.confidence import ConfidenceSettings
 from kd_jax.data import cache, nifti, pipeline
-from kd_jax.data.cases import MODALITIES, find_cases
-from kd_jax.deploy import Prepared, native_classes
-from kd_jax.mesh import make_mesh
+from kd_jax.data.cases import find_cases
+from kd_jax.evaluation.case_results import score_against
+from kd_jax.method.confidence import ConfidenceSettings
+from kd_jax.method.objective import LossSettings
 from kd_jax.models.framework import Framework, FrameworkSpec
-from kd_jax.objective import LossSettings
-from kd_jax.scored import score_against
-from kd_jax.too_small import NOTHING
+from kd_jax.prediction import sliding_window as inference
+from kd_jax.prediction.postprocess import NOTHING
+from kd_jax.prediction.predictor import Prepared, native_classes
+from kd_jax.tasks.names import MODALITIES
+from kd_jax.training import optimisers as optim
+from kd_jax.training import step
+from kd_jax.training.mesh import make_mesh
 
 STEPS = 450
 PATCH = (48, 48, 48)

@@ -9,12 +9,17 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kd_jax.confidence import ConfidenceSettings
-from kd_jax.mesh import make_mesh
+from kd_jax.method.confidence import ConfidenceSettings
+from kd_jax.method.objective import LossSettings
 from kd_jax.models.framework import Framework, FrameworkSpec
-from kd_jax.objective import LossSettings
-from kd_jax.optim import GROUPS
-from kd_jax.step import batch_sharding, compile_step, init_state, make_train_step
+from kd_jax.training.mesh import make_mesh
+from kd_jax.training.optimisers import GROUPS
+from kd_jax.training.step import (
+  batch_sharding,
+  compile_step,
+  init_state,
+  make_train_step,
+)
 
 WHOLE = (256, 240, 160)  # 240x240x155, so that four devices share the first side
 EIGHTH = (128, 120, 80)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from kd_jax.data import nifti
-from kd_jax.data.labels import CONVENTIONS, REGIONS
 from kd_jax.metrics import volumetric
 from kd_jax.metrics.case import HD95_OF_EMPTY, METRICS, columns, score_case
 from kd_jax.metrics.lesions import lesion_scores
 from kd_jax.metrics.surface import hd95_mm, nsd, surface_pair
+from kd_jax.tasks.labels import CONVENTIONS, REGIONS
 
 MM = (1.0, 1.0, 1.0)
 SCORES = Path(__file__).parents[2].parent / "shared" / "scores"

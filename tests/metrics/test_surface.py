@@ -13,9 +13,9 @@ from synthetic import brats_root
 
 from kd_jax.data import nifti
 from kd_jax.data.cases import find_cases
-from kd_jax.data.labels import REGIONS, to_classes
 from kd_jax.metrics.surface import Surface, crop, hd95_mm, nearest_mm, nsd, surface, surface_pair
 from kd_jax.metrics.volumetric import region_mask
+from kd_jax.tasks.labels import REGIONS, to_classes
 
 MM = (1.0, 1.0, 1.0)
 SPACINGS = (MM, (0.7, 1.3, 2.5), (3.0, 1.0, 0.4))

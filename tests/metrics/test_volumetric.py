@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kd_jax.data.labels import REGIONS
-from kd_jax.metrics import device, volumetric
+from kd_jax.method import batch_scores as device
+from kd_jax.metrics import volumetric
+from kd_jax.tasks.labels import REGIONS
 
 MASKS = arrays(bool, (3, 4, 2))
 

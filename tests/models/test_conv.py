@@ -8,8 +8,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from quick import QUICK
 
-from kd_jax.mesh import make_mesh
 from kd_jax.models.conv import conv3d
+from kd_jax.training.mesh import make_mesh
 
 OTHERS = ("depth_taps", "depth_stack", "winograd", "auto")
 SHAPES = {  # (B, D, H, W), C, F

@@ -14,11 +14,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from quick import QUICK
 
-from kd_jax.mesh import make_mesh
 from kd_jax.models import blocks
 from kd_jax.models.conv import conv3d, upsample2
 from kd_jax.models.framework import Framework, FrameworkSpec, select
 from kd_jax.models.fusion import Fusion
+from kd_jax.training.mesh import make_mesh
 
 FULL = FrameworkSpec(  # with one teacher: all are built alike
   student=("t1ce",), teachers={"t2": ("t2",)}, filters=(32, 64, 128, 256), fusion_levels=2

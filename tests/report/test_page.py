@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from kd_jax.metrics.case import METRICS
-from kd_jax.pictures import to_png
 from kd_jax.report import figures
 from kd_jax.report.cases import mean_dice, showcase
 from kd_jax.report.page import Report, render, write
+from kd_jax.report.slices import to_png
 
 REGIONS = ("WT", "TC", "ET")
 HOSTILE = "<script>window.hacked = 1</script>\"quoted\" & 'single' $title <img src=x onerror=a()>"

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from kd_jax.data import nifti
-from kd_jax.errors import UserError
-from kd_jax.pictures import COLOURS
 from kd_jax.report import viewer
+from kd_jax.report.slices import COLOURS
+from kd_jax.runtime.errors import UserError
 
 SHAPE = (40, 48, 32)
 # Turned and not cubic: a mistake in any axis shows.

@@ -1,0 +1,260 @@
+"""What each --mode does, and which flags it takes."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from absl import flags
+
+from kd_jax.runtime.errors import ConfigError
+
+# A mode imports what it needs itself: a mistyped flag is answered at once, and training does not
+# wait for what draws reports.
+if TYPE_CHECKING:
+  from kd_jax.prediction.predictor import Ensemble
+  from kd_jax.runtime.terminal import Terminal
+
+_LOOK = ("window", "overlap", "mirror", "smallest_island", "smallest_et")
+
+
+class Call(NamedTuple):
+  """What the command line says.
+
+  Attributes:
+    flags: absl's.
+    raw: the resolved configuration as a dict, or None.
+    arguments: what stands without a flag.
+    terminal: where to tell.
+  """
+
+  flags: flags.FlagValues
+  raw: dict[str, Any] | None
+  arguments: list[str]
+  terminal: "Terminal"
+
+  def path(self, name: str) -> Path | None:
+    value = self.flags[name].value
+    return Path(os.path.expanduser(value)) if value else None
+
+
+def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
+  """Does what the flags say. UserError, before any work, if they make no sense together."""
+  mode = MODES[values.mode]
+  _check_flags(values, mode)
+  if len(arguments) != mode.arguments:
+    raise ConfigError(
+      f"--mode={values.mode} takes two evaluations: --mode=compare A B"
+      if mode.arguments
+      else f"what is {arguments[0]!r}? Settings look like --config.data.fold=1"
+    )
+  import jax
+
+  from kd_jax.runtime import processes, startup
+  from kd_jax.runtime.terminal import Terminal, quiet_libraries
+  from kd_jax.settings import config as config_lib
+
+  quiet_libraries()
+  raw = None
+  if config is not None:
+    raw = config_lib.to_dict(config)
+    config_lib.parse(raw)
+  startup.keep_compiled()
+  processes.join(values.distributed, values.coordinator, values.processes, values.process)
+  if jax.process_count() > 1 and not mode.shared:
+    raise ConfigError(f"--mode={values.mode} is work for one process; start it alone")
+  with processes.none_left_waiting():
+    mode.act(Call(values, raw, arguments, Terminal(jax.process_index())))
+    processes.wait()  # whoever leaves first would end those who still write
+
+
+# --- The modes --------------------------------------------------------------------------------
+
+
+def train(call: Call) -> None:
+  """Trains, or goes on where the work directory's last checkpoint stands."""
+  from kd_jax.settings import config as config_lib
+  from kd_jax.training.train import train
+
+  config = config_lib.parse(call.raw)
+  workdir = call.path("workdir") or Path(f"runs/{config.name}-fold{config.data.fold}")
+  train(call.raw, workdir, call.terminal)
+
+
+def prepare(call: Call) -> None:
+  """Checks every case and fills the cache."""
+  from kd_jax.data import dataset
+  from kd_jax.settings import config as config_lib
+
+  config = config_lib.parse(call.raw)
+  dataset.report(config.data, call.terminal.progress, call.terminal.line)
+
+
+def evaluate(call: Call) -> None:
+  """Scores students on cases that they were not trained on, or masks against truths."""
+  masks = (call.path("predictions"), call.path("truth"))
+  if any(masks):
+    if not all(masks):
+      raise ConfigError("--predictions and --truth go together")
+    _check_flags(call.flags, Mode(evaluate, optional=_MASKS))
+  elif not (call.flags.checkpoint or call.flags.workdir):
+    raise ConfigError("give --checkpoint=RUN, or --predictions=DIR with --truth=DIR")
+  from kd_jax.evaluation.case_results import check_complete
+  from kd_jax.evaluation.masks import evaluate_masks
+  from kd_jax.evaluation.students import Choice
+  from kd_jax.evaluation.students import evaluate as evaluate_students
+
+  if any(masks):
+    conventions = tuple(_convention(call, name) for name in ("labels", "prediction_labels"))
+    summary = evaluate_masks(*masks, conventions, call.path("output"), call.terminal)
+  else:
+    choice = Choice(
+      data_root=call.path("data_root"),
+      split=call.flags.split,
+      labels=_convention(call, "labels"),
+      exclude_training_subjects=call.flags.exclude_training_subjects,
+      name_mapping=call.path("name_mapping"),
+    )
+    summary = evaluate_students(_ensemble(call), choice, call.path("output"), call.terminal)
+  check_complete(summary)
+
+
+def cross_validate(call: Call) -> None:
+  """Trains and scores every fold, then all cases out of fold."""
+  from kd_jax.evaluation.case_results import check_complete
+  from kd_jax.evaluation.cross_validate import cross_validate
+  from kd_jax.settings import config as config_lib
+
+  config = config_lib.parse(call.raw)
+  workdir = call.path("workdir") or Path(f"runs/{config.name}-cv")
+  try:
+    only = [int(fold) for fold in call.flags.folds]
+  except ValueError as e:
+    raise ConfigError(f"--folds={','.join(call.flags.folds)}: expected numbers") from e
+  if summary := cross_validate(call.raw, workdir, only, call.terminal):
+    check_complete(summary)
+
+
+def compare(call: Call) -> None:
+  """Two evaluations, case by case."""
+  from kd_jax.evaluation.compare import compare
+
+  a, b = (Path(os.path.expanduser(argument)) for argument in call.arguments)
+  compare(a, b, call.path("output"), call.terminal)
+
+
+def predict(call: Call) -> None:
+  """Masks of new scans."""
+  from kd_jax.prediction.predict import Output, predict
+
+  ensemble = _ensemble(call)
+  convention = _output_convention(call, ensemble)
+  output = Output(call.path("output"), convention, call.flags.probabilities)
+  predict(ensemble, call.path("input"), output, call.terminal)
+
+
+def visualize(call: Call) -> None:
+  """Cases to look at, flat and in 3-D."""
+  from kd_jax.report.visualize import visualize
+
+  ensemble = _ensemble(call)
+  convention = _output_convention(call, ensemble)
+  output = call.path("output") or Path("runs/visualize")
+  visualize(ensemble, call.path("input"), convention, output, call.terminal)
+
+
+def export_student(call: Call) -> None:
+  """A student as a directory to share."""
+  from kd_jax.prediction.student_directory import export
+  from kd_jax.runs.students import open_students
+
+  students = open_students(call.flags.checkpoint)
+  if len(students) > 1:
+    raise ConfigError("--mode=export_student takes one run; predict averages several directories")
+  export(students[0], call.path("output"))
+  call.terminal.line(f"written: {call.path('output')}, to share and for --checkpoint")
+
+
+def import_torch(call: Call) -> None:
+  """The published PyTorch student as such a directory."""
+  from kd_jax.prediction.import_torch import import_torch
+
+  import_torch(call.path("input"), call.flags.modality, call.path("output"))
+  call.terminal.line(f"written: {call.path('output')}, for --checkpoint")
+
+
+# --- Flags ------------------------------------------------------------------------------------
+
+
+class Mode(NamedTuple):
+  """A mode: its function, the flags it needs and those it takes, how many arguments.
+
+  Attributes:
+    shared: whether several processes can do it together.
+  """
+
+  act: Callable[[Call], None]
+  needs: tuple[str, ...] = ()
+  optional: tuple[str, ...] = ()
+  arguments: int = 0
+  shared: bool = False
+
+
+_MASKS = ("predictions", "truth", "labels", "prediction_labels", "output")
+_SCORED = ("data_root", "split", "exclude_training_subjects", "name_mapping", "labels", "output")
+MODES = {
+  "train": Mode(train, ("config",), ("workdir",), shared=True),
+  "prepare": Mode(prepare, ("config",), shared=True),
+  "evaluate": Mode(evaluate, (), ("checkpoint", "workdir", *_LOOK, *_SCORED, *_MASKS), shared=True),
+  "cross_validate": Mode(cross_validate, ("config",), ("workdir", "folds"), shared=True),
+  "compare": Mode(compare, (), ("output",), arguments=2),
+  "predict": Mode(
+    predict, ("checkpoint", "input", "output"), ("labels", "probabilities", *_LOOK), shared=True
+  ),
+  "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", *_LOOK)),
+  "export_student": Mode(export_student, ("checkpoint", "output")),
+  "import_torch": Mode(import_torch, ("input", "output"), ("modality",)),
+}
+
+
+def _check_flags(values: flags.FlagValues, mode: Mode) -> None:
+  """A flag that is missing, or that would be passed over in silence, is an error."""
+  name = values.mode
+  if missing := [flag for flag in mode.needs if not values[flag].value]:
+    raise ConfigError(f"--mode={name} needs --{missing[0]}=...")
+  known = {flag for other in MODES.values() for flag in (*other.needs, *other.optional)}
+  for flag in sorted(flag for flag in known if values[flag].present):
+    if flag not in (*mode.needs, *mode.optional):
+      raise ConfigError(f"--{flag} has no meaning for what --mode={name} is asked to do")
+
+
+def _ensemble(call: Call) -> "Ensemble":
+  """The students of --checkpoint (or --workdir), and how they look at volumes."""
+  from kd_jax.prediction.predictor import Ensemble
+  from kd_jax.runs.students import open_students
+
+  values = call.flags
+  if values.checkpoint and values.workdir:
+    raise ConfigError("--checkpoint and --workdir both name the student; give one")
+  students = open_students(values.checkpoint or values.workdir)
+  return Ensemble(
+    students,
+    mode=values.window,
+    overlap=values.overlap,
+    mirror=values.mirror,
+    smallest_island=values.smallest_island,
+    smallest_et=values.smallest_et,
+  )
+
+
+def _convention(call: Call, flag: str) -> str:
+  from kd_jax.tasks import labels
+
+  value = call.flags[flag].value
+  return value if value == "auto" else labels.canonical(value)
+
+
+def _output_convention(call: Call, ensemble: "Ensemble") -> str:
+  """Of the masks to write: as asked, or as the student's training data had it."""
+  asked = _convention(call, "labels")
+  return ensemble.students[0].training["convention"] if asked == "auto" else asked

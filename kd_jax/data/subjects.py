@@ -1,0 +1,236 @@
+"""Which subjects was a student trained on, and are some of them among the cases to evaluate?
+
+The same patient stands in several years' BraTS sets under other names: names alone would let a
+student be scored on its own training scans. Subjects are matched by patient id, by the organisers'
+name mapping and by what their images hold.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from kd_jax.data import nifti
+from kd_jax.data.cases import Case
+from kd_jax.runtime.errors import UserError
+from kd_jax.runtime.files import load_json, read_text, write_text
+from kd_jax.tasks.names import MODALITIES, patient_of
+
+SUBJECTS_FILE = "subjects.json"  # in a run's work directory, and beside an exported student
+FORMAT = 1
+_DIGEST = "sha256:"
+_DOMAIN = b"kd_jax subject id\0"  # so that nobody else's table of hashed ids fits
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Subject:
+  """One case, as far as recognising it again needs.
+
+  Attributes:
+    name: the case's name, or its digest.
+    patient: the patient's id, or its digest.
+    convention: of its label map, a key of labels.CONVENTIONS.
+    images: modality -> content_hash.
+  """
+
+  name: str
+  patient: str
+  convention: str
+  images: dict[str, str]
+
+
+def content_hash(data: np.ndarray) -> str:
+  """What an image holds, whatever its header, compression, number type or padding.
+
+  Args:
+    data: (D, H, W) voxels in LPS axes.
+
+  Returns:
+    32 hex digits: SHA-256 of the non-zero bounding box's shape and float32 voxels; "" for an
+    image that is zero everywhere, which matches nothing.
+  """
+  x = np.asarray(data, np.float32)
+  box = []
+  for axis in range(x.ndim):
+    inside = np.flatnonzero(x.any(axis=tuple(a for a in range(x.ndim) if a != axis)))
+    if not inside.size:
+      return ""
+    box.append(slice(inside[0], inside[-1] + 1))
+  crop = x[tuple(box)] + np.float32(0)  # -0.0 + 0.0 = 0.0; a copy
+  digest = hashlib.sha256(f"{crop.shape}".encode())
+  digest.update(np.ascontiguousarray(crop, "<f4"))
+  return digest.hexdigest()[:32]
+
+
+def subject_of(case: Case, volumes: Mapping[str, nifti.Volume]) -> Subject:
+  """The subject of a case whose images (by modality; other keys are ignored) have been read."""
+  images = {m: content_hash(volumes[m].data) for m in MODALITIES if m in volumes}
+  return Subject(case.name, case.patient, case.convention, images)
+
+
+def anonymous(subject: Subject) -> Subject:
+  """A form for sharing: ids become digests, so that a clinic's ids are not published.
+
+  Whoever knows an id can compute its digest, so matching still works; for the same reason ids that
+  can be guessed (running numbers) are not secret. Digests stay as they are.
+  """
+  return replace(subject, name=_digest(subject.name), patient=_digest(subject.patient))
+
+
+def write_subjects(path: Path, train: Sequence[Subject], val: Sequence[Subject]) -> None:
+  """Writes the subjects that a student was trained on and selected by, as JSON."""
+  content = {
+    "format": FORMAT,
+    "train": [asdict(subject) for subject in train],
+    "val": [asdict(subject) for subject in val],
+  }
+  write_text(Path(path), json.dumps(content, indent=1) + "\n")
+
+
+def read_subjects(path: Path) -> tuple[list[Subject], list[Subject]]:
+  """(train, val) of write_subjects. UserError if the file is missing or broken."""
+  try:
+    content = load_json(path)
+    if content["format"] != FORMAT:
+      raise UserError(
+        f"{path} has format {content['format']!r}, this version reads {FORMAT}; use the version "
+        "of kd_jax that wrote it"
+      )
+    return [_subject(s) for s in content["train"]], [_subject(s) for s in content["val"]]
+  except OSError as e:
+    raise UserError(f"cannot read the training subjects in {path}: {e.strerror or e}") from e
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(
+      f"{path} is no list of training subjects ({type(e).__name__}: {e}); take it again from "
+      "where the student was trained"
+    ) from e
+
+
+def read_name_mapping(path: Path) -> list[frozenset[str]]:
+  """Who is who across the years, from a name_mapping.csv of BraTS.
+
+  Each row of the columns whose header holds "brats" or "subject" is one patient's ids; rows that
+  share an id are merged. A cell without a digit (empty, NA, Not available, Training) is no id.
+
+  Returns:
+    One set of lower-case ids a patient, of those with two ids or more; where a name has a time
+    point (BraTS-GLI-00000-000), the patient's id (brats-gli-00000) is there beside it.
+
+  Raises:
+    UserError: not a CSV file, or no two such columns.
+  """
+  path = Path(os.path.expanduser(path))
+  advice = "open it in a spreadsheet program and save it as CSV"
+  if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+    raise UserError(f"{path} is a spreadsheet, not a CSV file; {advice}")
+  try:
+    text = read_text(path)
+  except OSError as e:
+    raise UserError(f"cannot read the name mapping {path}: {e.strerror or e}") from e
+  except ValueError as e:
+    raise UserError(f"{path} is not a text file ({e}); {advice}, encoded as UTF-8") from e
+  first = next((line for line in text.splitlines() if line.strip()), "")
+  separator = max(",;\t", key=first.count)  # spreadsheets of some languages write semicolons
+  reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+  try:
+    rows = [row for row in reader if any(row)]
+  except csv.Error as e:  # a stray quote must not swallow the rest of the patients
+    raise UserError(f"{path}, line {reader.line_num}: {e}; {advice} again") from e
+  head = rows[0] if rows else []
+  columns = [i for i, h in enumerate(head) if "brats" in h.lower() or "subject" in h.lower()]
+  if len(columns) < 2:
+    raise UserError(
+      f"{path} has no two columns of subject ids (headers with 'BraTS' or 'subject', such as "
+      f"BraTS_2019_subject_ID), but {', '.join(head)[:200] or 'nothing'}"
+    )
+  patient_with: dict[str, frozenset[str]] = {}  # id -> all ids of that patient, so far
+  for row in rows[1:]:
+    cells = [row[i].strip().lower() for i in columns if i < len(row)]
+    ids = {name for name in cells if any(c.isdigit() for c in name)}
+    ids |= {patient_of(name) for name in ids}  # so that a patient's time points are merged too
+    merged = frozenset(ids.union(*(patient_with.get(name, ()) for name in ids)))
+    patient_with.update(dict.fromkeys(merged, merged))
+  return [ids for ids in dict.fromkeys(patient_with.values()) if len(ids) > 1]
+
+
+def find_known(
+  cases: Sequence[Subject],
+  known: Sequence[Subject],
+  mapping: Sequence[frozenset[str]] = (),
+) -> dict[str, str]:
+  """Which cases are known subjects, and how that shows.
+
+  Ids are compared without regard to case, across data sets: two patients who happen to share an
+  id count as one. Any image of a case may equal any image of a known subject.
+
+  Args:
+    cases, known: either may be anonymous.
+    mapping: of read_name_mapping.
+
+  Returns:
+    {name of a case: the first reason found}, in the order of cases; no entry for new cases.
+  """
+  # Digests throughout: it is the one form that every subject can be brought to.
+  known_by_id = {_digest(i): i for s in known for i in (s.patient, s.name)}
+  known_by_image = {h: (m, s) for s in known for m, h in s.images.items() if h}
+  patient_with = {_digest(i): ids for ids in mapping for i in ids}
+
+  def reason(case: Subject) -> str | None:
+    own = {_digest(i): i for i in (case.patient, case.name)}
+    if digest := next((d for d in own if d in known_by_id), None):
+      return f"same patient id {own[digest]}"
+    for digest in own:
+      for other in sorted(patient_with.get(digest, ())):
+        if there := known_by_id.get(_digest(other)):
+          return f"same patient by the name mapping ({other if _is_digest(there) else there})"
+    for modality, image in case.images.items():
+      if image in known_by_image:
+        other_modality, subject = known_by_image[image]
+        there = "" if modality == other_modality else f", there {other_modality}"
+        whose = "" if _is_digest(subject.name) else f" as {subject.name}"
+        return f"the same {modality} image{whose}{there}"
+    return None
+
+  return {case.name: why for case in cases if (why := reason(case))}
+
+
+def refuse(found: Mapping[str, str], n_cases: int) -> UserError:
+  """The error to raise for find_known's answer on n_cases cases."""
+  lines = [f"  {name}: {why}" for name, why in list(found.items())[:_LISTED]]
+  if len(found) > _LISTED:
+    lines.append(f"  and {len(found) - _LISTED} more")
+  return UserError(
+    f"REFUSED: {len(found)} of {n_cases} cases are subjects that the student was trained on:\n"
+    + "\n".join(lines)
+    + "\nScores on them say nothing about new patients and must not be reported. "
+    "--exclude_training_subjects leaves them out and scores the others."
+  )
+
+
+def _is_digest(name: str) -> bool:
+  return name.startswith(_DIGEST)
+
+
+def _digest(name: str) -> str:
+  """An id's digest, the same in upper and lower case; a digest is its own."""
+  if _is_digest(name):
+    return name
+  content = name.strip().lower().encode("utf-8", "backslashreplace")  # file names may be no UTF-8
+  return _DIGEST + hashlib.sha256(_DOMAIN + content).hexdigest()
+
+
+def _subject(fields: Mapping) -> Subject:
+  """A subject read from JSON; the errors that read_subjects expects if it is none."""
+  images = fields["images"]
+  ids = [fields[key] for key in ("name", "patient", "convention")]
+  texts = [*ids, *images, *images.values()]
+  if not all(isinstance(text, str) for text in texts):
+    raise TypeError(f"{texts} are not all text")
+  return Subject(*ids, dict(images))

@@ -1,0 +1,262 @@
+"""--mode=evaluate: scores of students on scans, in the scans' own space.
+
+Students are scored as they are deployed: through the same program as --mode=predict, from the
+scan files of their own modalities. No one is scored on the subjects it was trained on.
+"""
+
+from collections.abc import Sequence
+from concurrent import futures
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kd_jax.data import folds, nifti
+from kd_jax.data import subjects as subjects_lib
+from kd_jax.data.cases import Case, find_cases
+from kd_jax.data.dataset import FOLDS_FILE
+from kd_jax.evaluation import summary as scores_lib
+from kd_jax.evaluation.case_results import (
+  Scored,
+  data_facts,
+  packed,
+  score_against,
+)
+from kd_jax.prediction.predictor import (
+  Ensemble,
+  Prepared,
+  load_scan,
+  native_classes,
+  overlapped,
+)
+from kd_jax.prediction.student import Student
+from kd_jax.report.illustrate import illustrate
+from kd_jax.runs.log import read_numbers
+from kd_jax.runs.students import is_run
+from kd_jax.runtime import processes
+from kd_jax.runtime.errors import (
+  CaseError,
+  ConfigError,
+  UserError,
+  did_you_mean,
+  some,
+)
+from kd_jax.runtime.terminal import Terminal
+
+SPLITS = ("val", "all")
+_CONTENT_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+  """Which cases to score a student on.
+
+  Attributes:
+    data_root: a folder of cases; None for the run's own.
+    split: "val", the run's validation cases; "all"; None for "val" of the run's own data and
+      "all" of another folder.
+    labels: the data's label convention, or "auto".
+    exclude_training_subjects: leave them out instead of refusing.
+    name_mapping: a BraTS name_mapping.csv, or None.
+  """
+
+  data_root: Path | None = None
+  split: str | None = None
+  labels: str = "auto"
+  exclude_training_subjects: bool = False
+  name_mapping: Path | None = None
+
+
+def evaluate(
+  ensemble: Ensemble, choice: Choice, output: Path | None, terminal: Terminal
+) -> dict[str, Any]:
+  """Scores one student, or the mean of several, on cases that none was trained on.
+
+  Args:
+    output: where the files go; None for RUN/evaluation/SPLIT (or the data's name) of a single run.
+
+  Returns:
+    What summary.json holds.
+
+  Raises:
+    UserError: training subjects among the cases, or something missing. Cases that could not be
+      scored are in the summary: see `check_complete`.
+  """
+  students = ensemble.students
+  root, split = _where(students, choice)
+  folder = output or _default_output(students, choice, root, split)
+  cases, facts = _cases(students, root, split, choice.labels)
+  found = find_training_subjects(ensemble, cases, terminal, choice.name_mapping)
+  if found and not choice.exclude_training_subjects:
+    raise subjects_lib.refuse(found, len(cases))
+  cases = [case for case in cases if case.name not in found]
+  if not cases:
+    raise UserError("no case is left to score: all of them are training subjects")
+  if processes.first():
+    names = ", ".join(student.source for student in students)
+    terminal.line(
+      f"{names}: {'+'.join(ensemble.modalities)}, {len(cases)} cases of {root}, "
+      f"window {ensemble.settings.mode}"
+    )
+  scored = score_students(ensemble, cases, terminal)
+
+  own = len(students) == 1 and choice.data_root is None
+  title = (
+    f"{students[0].name}: validation cases of fold {facts.get('fold')}"
+    if own and split == "val"
+    else f"{', '.join(dict.fromkeys(s.name for s in students))} on {Path(root).name}"
+  )
+  summary = scores_lib.summarise(
+    title,
+    scored.scores,
+    students=students,
+    data={"root": str(root), "split": split, **facts, **data_facts(cases, scored)},
+    failed=scored.failed,
+    excluded=found,
+    notes=_notes(students, cases),
+    prediction=ensemble.describe(),
+  )
+  if processes.first():
+
+    def mask(case: Case) -> np.ndarray:
+      return scored.mask(case) if case.name in scored.masks else predict_case(ensemble, case)
+
+    shown = illustrate(folder, scored.scores, mask, cases, ensemble.modalities, terminal)
+    histories = {s.source: h for s in students if (h := read_numbers(Path(s.source)))}
+    scores_lib.write(folder, summary, scored.scores, shown, histories, terminal)
+  processes.wait()
+  return summary
+
+
+def predict_case(ensemble: Ensemble, case: Case) -> np.ndarray:
+  """(D, H, W) uint8 classes of one case, in its scan's space."""
+  prepared = load_scan(ensemble, case, lambda warning: None)
+  return native_classes(ensemble.predict(prepared), prepared, ensemble.settings.smallest)
+
+
+def score_students(ensemble: Ensemble, cases: Sequence[Case], terminal: Terminal) -> Scored:
+  """Predicts and scores every case; several processes share them out."""
+  scored = Scored()
+
+  def load(case: Case) -> Prepared:
+    if case.seg is None:
+      raise CaseError(case.name, case.folder, "no label map", "Add the seg file.")
+    return load_scan(ensemble, case, terminal.line)
+
+  def score(case: Case, prepared: Prepared, probabilities: np.ndarray) -> None:
+    predicted = native_classes(probabilities, prepared, ensemble.settings.smallest)
+    scored.scores[case.name] = score_against(case, predicted, prepared.reference)
+    scored.masks[case.name] = packed(predicted)
+
+  progress = terminal.progress("predicting and scoring")
+  for error in overlapped(processes.share(cases), load, ensemble.predict, score, progress):
+    scored.failed[error.case] = error.reason
+  return scored.together()
+
+
+def find_training_subjects(
+  ensemble: Ensemble,
+  cases: Sequence[Case],
+  terminal: Terminal,
+  name_mapping: Path | None = None,
+) -> dict[str, str]:
+  """Cases that a student was trained on, by id, name mapping or image content -> how that shows."""
+  known = [subject for student in ensemble.students for subject in student.train]
+  if not known:
+    terminal.line("warning: whom the student was trained on is not known; nothing can be refused")
+    return {}
+  mapping = subjects_lib.read_name_mapping(name_mapping) if name_mapping else ()
+  progress = terminal.progress("looking for training subjects")
+
+  def subject(case: Case) -> subjects_lib.Subject:
+    volumes = {}
+    for modality in ensemble.modalities:
+      try:
+        volumes[modality] = nifti.read(case.images[modality])
+      except (KeyError, ValueError):  # missing, unreadable: whoever predicts will say so
+        continue
+    return subjects_lib.subject_of(case, volumes)
+
+  own, found = processes.share(cases), {}
+  with futures.ThreadPoolExecutor(_CONTENT_THREADS) as pool:
+    for done, result in enumerate(pool.map(subject, own), 1):
+      found[result.name] = asdict(result)
+      progress(done, len(own), result.name)
+  everyone = processes.union(found)
+  ordered = [subjects_lib.Subject(**everyone[case.name]) for case in cases]
+  return subjects_lib.find_known(ordered, known, mapping)
+
+
+# --- Pieces -----------------------------------------------------------------------------------
+
+
+def _where(students: Sequence[Student], choice: Choice) -> tuple[Path, str]:
+  """(data root, split). UserError if the split is refused, or the choice makes no sense."""
+  if choice.split == "train":
+    raise UserError(
+      "REFUSED: --split=train would score the student on the subjects it was trained on. Such "
+      "numbers say nothing about new patients and must not be reported. Use --split=val."
+    )
+  if choice.split not in (None, *SPLITS):
+    raise ConfigError(did_you_mean("--split", choice.split, SPLITS))
+  runs = [student for student in students if student.settings]
+  split = choice.split or ("val" if choice.data_root is None else "all")
+  if choice.data_root is None and len(runs) != len(students):
+    raise ConfigError("an exported student has no data of its own: give --data_root")
+  if split == "val" and (len(students) > 1 or not runs):
+    raise ConfigError(
+      "--split=val is for one run: students of several folds have no validation cases in common. "
+      "Give --data_root of data that none was trained on, or use --mode=cross_validate"
+    )
+  return choice.data_root or Path(runs[0].settings["data"]["root"]), split
+
+
+def _default_output(students: Sequence[Student], choice: Choice, root: Path, split: str) -> Path:
+  source = Path(students[0].source)
+  if len(students) > 1 or not is_run(source):
+    raise ConfigError("give --output: a folder for the scores")
+  name = split if choice.data_root is None else root.resolve().name
+  return source / "evaluation" / (f"{name}-val" if choice.data_root and split == "val" else name)
+
+
+def _cases(
+  students: Sequence[Student], root: Path, split: str, convention: str
+) -> tuple[list[Case], dict[str, Any]]:
+  """The cases to score, and facts on the split for the summary."""
+  settings = students[0].settings
+  if settings and convention == "auto" and str(root) == settings["data"]["root"]:
+    convention = settings["data"]["labels"]
+  cases = find_cases(root, convention)
+  if split == "all":
+    return cases, {}
+  path = Path(students[0].source) / FOLDS_FILE
+  if not path.exists():
+    raise UserError(f"{path.parent} has no {FOLDS_FILE}: which subjects it was trained on is lost")
+  kept = folds.read(path)
+  fold = settings["data"]["fold"]
+  train, val = folds.split(kept, fold)
+  by_name = {case.name: case for case in cases}
+  if missing := [name for name in val if name not in by_name]:
+    raise UserError(f"{root} lacks validation cases of {path}: {some(missing)}")
+  patients = {by_name[name].patient for name in val}
+  if both := patients & {by_name[name].patient for name in train if name in by_name}:
+    raise UserError(  # the folds were checked when they were made; a file may have been edited
+      f"REFUSED: {len(both)} patients stand in training and validation: {some(sorted(both))}"
+    )
+  return [by_name[name] for name in val], {"fold": fold, "folds": folds.count(kept)}
+
+
+def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:
+  """Sentences that belong to the numbers."""
+  chosen = "the checkpoint was"
+  if any(student.training.get("chosen_by_validation") for student in students):
+    chosen = "the checkpoint and what is too small were"
+  chosen_by = [subject for student in students for subject in student.val]
+  here = [subjects_lib.Subject(case.name, case.patient, "", {}) for case in cases]
+  if count := len(subjects_lib.find_known(here, chosen_by)):
+    return [
+      f"{chosen} chosen by scores on validation cases; {count} of these {len(cases)} cases were "
+      "among them, so their scores are slightly optimistic"
+    ]
+  return []

@@ -1,0 +1,212 @@
+"""Whole volumes through one or more networks: windows that overlap, weighted and summed.
+
+A volume lies on a canvas of one of few sizes, and the number of windows is data, so that one
+program serves (nearly) every case; what it says of a case does not depend on the other cases.
+"""
+
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from kd_jax.data.grid import PAPER_SHAPE, Triple
+from kd_jax.models.resunet import DOWNSAMPLING
+from kd_jax.prediction.postprocess import Smallest
+from kd_jax.tasks.labels import CLASSES
+
+MODES = ("sliding", "whole", "auto")
+Network = Callable[
+  [dict, jax.Array], jax.Array
+]  # params, (B, D, H, W, M) -> (B, D, H, W, K) logits
+Member = tuple[Network, dict]
+
+# Boxes for skull-stripped adult brains: one that holds most (all seven of BraTS 2018 to 2023 that
+# it was settled by, 122-142 x 154-171 x 128-146 voxels), and one that holds nearly every other.
+HEADS_MM = ((144.0, 176.0, 152.0), (160.0, 192.0, 160.0))
+_SIGMA = 1 / 8  # of the window's side, as in nnU-Net
+_FLIPS = 8  # mirror images, of three axes
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+  """How whole volumes are predicted.
+
+  Attributes:
+    mode: "sliding", windows of the training patch's size; "whole", one window a volume; "auto",
+      whole where the device's memory allows, else sliding.
+    overlap: the share of a window's side that the next one covers again, at least.
+    mirror: the mean over all eight mirror images.
+    smallest_island, smallest_et: mm3; a component of WT that is less becomes background, a case's
+      ET that is less in all becomes core (too_small.py). 0 for never, and in a run's configuration
+      too_small.BY_VALIDATION for what is best there.
+  """
+
+  mode: str = "sliding"
+  overlap: float = 0.5
+  mirror: bool = False
+  smallest_island: float = 0.0
+  smallest_et: float = 0.0
+
+  @property
+  def smallest(self) -> Smallest:
+    return Smallest(self.smallest_island, self.smallest_et)
+
+
+class Plan(NamedTuple):
+  """The shapes of a program: canvas (D, H, W), window (d, h, w); and how windows overlap."""
+
+  canvas: Triple
+  window: Triple
+  overlap: float
+
+
+@dataclass(frozen=True)
+class Sizes:
+  """What the sizes of windows and canvases are chosen by.
+
+  Attributes:
+    patch: voxels a side that the networks were trained on.
+    heads: voxels a side that hold a usual brain, and a large one.
+    voxel_bytes: device memory that a network takes, a voxel of its window.
+    memory: bytes of device memory; None where it is not known.
+  """
+
+  patch: Triple
+  heads: tuple[Triple, ...]
+  voxel_bytes: float = 0.0
+  memory: float | None = None
+
+
+def sizes(
+  patch: Triple, spacing: float, grid: str, voxel_bytes: float = 0.0, memory: float | None = None
+) -> Sizes:
+  """For volumes on a grid ("brain" at `spacing` mm, or "paper"); see Sizes for the rest."""
+  heads = tuple(tuple(_up(round(mm / spacing), DOWNSAMPLING) for mm in box) for box in HEADS_MM)
+  return Sizes(patch, (PAPER_SHAPE,) if grid == "paper" else heads, voxel_bytes, memory)
+
+
+def plan(shape: Triple, sizes: Sizes, settings: PredictSettings) -> Plan:
+  """The window for a volume of this shape, and a canvas that holds it and most others."""
+  *others, largest = sizes.heads
+  head = next((h for h in others if all(map(operator.le, shape, h))), largest)
+  whole = tuple(
+    _up(n, DOWNSAMPLING) if n <= h // 2 else h if n <= h else _up(n, 4 * DOWNSAMPLING)
+    for n, h in zip(shape, head, strict=True)
+  )
+  fits = sizes.memory is not None and np.prod(whole) * sizes.voxel_bytes <= sizes.memory
+  if settings.mode == "whole" or (settings.mode == "auto" and fits):
+    return Plan(whole, whole, 0.0)
+  # The canvas costs memory but no work, so that few sizes are enough.
+  canvas = tuple(
+    max(patch, h if n <= h else _up(n, 64))
+    for n, patch, h in zip(shape, sizes.patch, largest, strict=True)
+  )
+  return Plan(canvas, sizes.patch, settings.overlap)
+
+
+def window_starts(shape: Triple, window: Triple, overlap: float) -> np.ndarray:
+  """(N, 3) int32: where windows begin, evenly spread, so that they cover shape without a gap."""
+  axes = []
+  for n, w in zip(shape, window, strict=True):
+    last = max(n - w, 0)
+    steps = int(np.ceil(last / max(1, int(w * (1 - overlap)))))
+    axes.append(np.rint(np.linspace(0, last, steps + 1)).astype(int))
+  return np.asarray(list(itertools.product(*axes)), np.int32)
+
+
+def predict(
+  members: Sequence[Member], volume: np.ndarray, sizes: Sizes, settings: PredictSettings
+) -> np.ndarray:
+  """Class probabilities of a volume, the mean over all members.
+
+  Args:
+    members: (network, its parameters); members of one architecture should share the network, so
+      that they share one program too.
+    volume: (M, D, H, W), the members' modalities on their grid.
+
+  Returns:
+    (K, D, H, W) float32.
+  """
+  shape = volume.shape[1:]
+  chosen = plan(shape, sizes, settings)
+  starts = window_starts(shape, chosen.window, chosen.overlap)
+  # A number of windows that no volume on this canvas exceeds: the loop runs over those in use.
+  capacity = len(window_starts(chosen.canvas, chosen.window, chosen.overlap))
+  padded = np.zeros((capacity, 3), np.int32)
+  padded[: len(starts)] = starts
+  # Smaller than a window, a volume lies in its middle, as in training.
+  offset = [max(w - n, 0) // 2 for n, w in zip(shape, chosen.window, strict=True)]
+  box = tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+  canvas = np.zeros((*chosen.canvas, len(volume)), np.float32)
+  canvas[box] = np.moveaxis(volume, 0, -1)
+  on_device = jnp.asarray(canvas)
+  total = 0.0
+  for network, params in members:
+    count = np.int32(len(starts))
+    total += _predict(params, on_device, padded, count, network, chosen, settings.mirror)
+  return np.asarray(total)[(slice(None), *box)] / len(members)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "plan", "mirror"))
+def _predict(
+  params: dict,
+  canvas: jax.Array,
+  starts: jax.Array,
+  count: jax.Array,
+  network: Network,
+  plan: Plan,
+  mirror: bool,
+) -> jax.Array:
+  """canvas (*plan.canvas, M), the first count of starts (N, 3) -> (K, *plan.canvas) float32."""
+  weight = _gaussian(plan.window)[..., None]
+
+  def probabilities(x: jax.Array) -> jax.Array:  # (d, h, w, M) -> (d, h, w, K)
+    return jax.nn.softmax(network(params, x[None])[0].astype(jnp.float32))
+
+  def one_window(i, total):
+    origin = starts[i]
+    x = lax.dynamic_slice(canvas, (*origin, 0), (*plan.window, canvas.shape[-1]))
+    part = weight * (_mirrored(probabilities, x) if mirror else probabilities(x))
+    old = lax.dynamic_slice(total, (*origin, 0), part.shape)
+    return lax.dynamic_update_slice(total, old + part, (*origin, 0))
+
+  total = jnp.zeros((*plan.canvas, len(CLASSES)), jnp.float32)
+  total = lax.fori_loop(0, count, one_window, total)
+  mass = jnp.sum(total, axis=-1, keepdims=True)  # probabilities sum to 1: this is the weight
+  return jnp.moveaxis(total / jnp.maximum(mass, 1e-12), -1, 0)
+
+
+def _mirrored(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+  """The mean of f over all mirror images of (d, h, w, M), each turned back; f is compiled once."""
+
+  def flip(x: jax.Array, i: jax.Array) -> jax.Array:
+    for axis in range(3):
+      x = jnp.where((i >> axis) & 1, jnp.flip(x, axis), x)
+    return x
+
+  def add(i: jax.Array, total: jax.Array) -> jax.Array:
+    return total + flip(f(flip(x, i)), i)
+
+  zeros = jnp.zeros(jax.eval_shape(f, x).shape, jnp.float32)
+  return lax.fori_loop(0, _FLIPS, add, zeros) / _FLIPS
+
+
+def _up(n: int, multiple: int) -> int:
+  return -(-n // multiple) * multiple
+
+
+def _gaussian(window: Triple) -> np.ndarray:
+  """(d, h, w) float32: high in the middle of a window, where a network sees most around a voxel."""
+  weight = np.ones((1, 1, 1))
+  for axis, n in enumerate(window):
+    offset = np.arange(n) - (n - 1) / 2
+    line = np.exp(-0.5 * (offset / (n * _SIGMA)) ** 2)
+    weight = weight * np.expand_dims(line, tuple(a for a in range(3) if a != axis))
+  return np.maximum(weight, 1e-3).astype(np.float32)

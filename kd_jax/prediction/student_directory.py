@@ -1,0 +1,145 @@
+"""The directory in which a student is shared: written, and read with suspicion.
+
+It holds no code, nothing in it is unpickled, and no path in it is followed:
+
+  model.json           what it reads, how its input is prepared, what it was trained on, scores
+  weights.safetensors  the parameters by name, float32
+  subjects.json        digests of the training subjects, so that no one is scored on them unawares
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kd_jax.data.entry import CacheSettings
+from kd_jax.data.subjects import (
+  SUBJECTS_FILE,
+  anonymous,
+  read_subjects,
+  write_subjects,
+)
+from kd_jax.models.framework import ATTENTIONS, Framework
+from kd_jax.prediction.sliding_window import PredictSettings
+from kd_jax.prediction.student import (
+  Architecture,
+  Preparation,
+  Student,
+  check_parameters,
+  flat,
+  nested,
+  parameter_count,
+)
+from kd_jax.runtime.errors import ConfigError, UserError
+from kd_jax.runtime.files import (
+  read_bytes,
+  read_json,
+  write_bytes,
+  write_text,
+)
+from kd_jax.settings import limits
+from kd_jax.settings.typed import build
+from kd_jax.tasks.labels import CLASSES, CONVENTIONS
+
+MODEL_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+FORMAT = 1
+_MOST_HEADER = 1 << 20  # bytes of names, shapes and notes before the numbers
+
+
+def export(student: Student, output: Path) -> None:
+  """Writes a student as a directory to share. UserError if one of another student is there."""
+  target = output / MODEL_FILE
+  # Contiguous: safetensors writes the bytes of a transposed view in the wrong order.
+  arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in flat(student.params).items()}
+  weights = safetensors.numpy.save(arrays, metadata={"format": "kd_jax"})
+  model = {
+    "format": FORMAT,
+    "kind": "kd_jax student",
+    "name": student.name,
+    "architecture": {"network": "ResUNet", **dataclasses.asdict(student.architecture)},
+    "classes": list(CLASSES),
+    "preparation": dataclasses.asdict(student.preparation),
+    "predict": dataclasses.asdict(student.predict),
+    "training": student.training,
+    "scores": student.scores,
+    "parameters": sum(x.size for x in arrays.values()),
+    "weights": {"file": WEIGHTS_FILE, "sha256": hashlib.sha256(weights).hexdigest()},
+    "note": "Research software, not a medical device.",
+  }
+  if target.exists() and read_json(target).get("weights") != model["weights"]:
+    raise UserError(f"{output} holds another student already; choose another --output")
+  write_bytes(output / WEIGHTS_FILE, weights)
+  subjects = [[anonymous(subject) for subject in part] for part in (student.train, student.val)]
+  write_subjects(output / SUBJECTS_FILE, *subjects)
+  write_text(target, json.dumps(model, indent=1) + "\n")  # last: with it, the directory is whole
+
+
+def read(folder: Path) -> Student:
+  """The student of such a directory. UserError if anything in it is off."""
+  path = folder / MODEL_FILE
+  model = read_json(path)
+  if model.get("format") != FORMAT:
+    raise UserError(
+      f"{path} has format {model.get('format')!r}, this version of kd_jax reads {FORMAT}; "
+      "use the version that it was made with, or export the student again"
+    )
+  try:
+    fields = dict(model["architecture"])
+    if fields.pop("network") != "ResUNet" or model["classes"] != list(CLASSES):
+      raise ValueError("a network or classes that this version does not know")
+    architecture = build(Architecture, fields, "architecture")
+    preparation = build(Preparation, model["preparation"], "preparation")
+    # Files of earlier versions do not have both thresholds.
+    look = {"smallest_island": 0.0, "smallest_et": 0.0} | model["predict"]
+    predict = build(PredictSettings, look, "predict")
+    CacheSettings(preparation.spacing, preparation.normalise, preparation.grid)  # checks itself
+    limits.check_patch("preparation.patch", preparation.patch)
+    limits.check_predict("predict", predict)
+    limits.check_modalities("architecture.modalities", architecture.modalities)
+    limits.check_filters("architecture.filters", architecture.filters)
+    limits.one_of("architecture.attention", architecture.attention, ATTENTIONS)
+    framework = architecture.framework()
+    name, digest = str(model["name"]), str(model["weights"]["sha256"])
+    training, scores = dict(model["training"]), model["scores"]
+    limits.one_of("training.convention", training["convention"], tuple(CONVENTIONS))
+    if scores is not None:
+      scores = dict(scores)
+  except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as e:
+    raise UserError(f"{path} is damaged or was edited: {e}") from e
+  train, val = read_subjects(folder / SUBJECTS_FILE)
+  return Student(
+    name=name,
+    source=str(folder),
+    architecture=architecture,
+    preparation=preparation,
+    predict=predict,
+    params=_read_weights(folder / WEIGHTS_FILE, digest, framework),
+    training=training,
+    scores=scores,
+    train=train,
+    val=val,
+    settings={},
+  )
+
+
+def _read_weights(path: Path, digest: str, framework: Framework) -> dict[str, Any]:
+  """The parameters of exactly the framework's student. UserError if anything is off."""
+  most = 4 * parameter_count(framework) + _MOST_HEADER
+  try:
+    content = read_bytes(path, most)
+    if hashlib.sha256(content).hexdigest() != digest:
+      raise UserError(f"{path} is damaged: its checksum is not {MODEL_FILE}'s; copy it again")
+    arrays = safetensors.numpy.load(content)
+    if odd := {str(x.dtype) for x in arrays.values()} - {"float32"}:
+      raise ValueError(f"expected float32, found {', '.join(sorted(odd))}")
+    params = nested(arrays)
+  # numpy knows not all types of safetensors, and "a" beside "a/b" is no tree.
+  except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError) as e:
+    raise UserError(f"cannot read {path}: {e}") from e
+  return check_parameters(params, framework, path)

@@ -1,0 +1,105 @@
+"""Files that appear complete or not at all."""
+
+import contextlib
+import glob
+import json
+import os
+import socket
+import stat
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+from kd_jax.runtime.errors import UserError
+
+MOST_BYTES = 1 << 26  # of a settings file, a list, a table: 64 MiB
+_STALE_SECONDS = 3600
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+  """Writes under a temporary name beside the target, then renames. UserError if it cannot.
+
+  What processes that were killed have left of the same file is removed.
+  """
+  name = os.fsencode(path.name)
+  own = path.name if len(name) < 150 else f"{zlib.crc32(name):08x}"  # 255 bytes may be the most
+  temporary = path.with_name(f".{own}.{socket.gethostname()}-{os.getpid()}.tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(own)}.*.tmp"):
+      if is_abandoned(left, left.name.removesuffix(".tmp").removeprefix(f".{own}.")):
+        left.unlink(missing_ok=True)
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+  except OSError as e:
+    raise UserError(f"cannot write {path}: {e.strerror or e}") from e
+  finally:
+    with contextlib.suppress(OSError):  # what went wrong above is what is told
+      temporary.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path, writer: str) -> bool:
+  """Whether whoever wrote a temporary file or folder is gone.
+
+  Args:
+    path: the file.
+    writer: HOST-PID. A process of this machine is asked for; of others, an hour is enough.
+  """
+  host, _, pid = writer.rpartition("-")
+  try:
+    if host == socket.gethostname():  # whatever the clock says
+      return not _alive(int(pid))
+    return time.time() - path.stat().st_mtime > _STALE_SECONDS
+  except (ValueError, OSError):  # not one of ours, or just renamed
+    return False
+
+
+def _alive(pid: int) -> bool:
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass
+  return True
+
+
+def write_text(path: Path, content: str) -> None:
+  # A name that is no UTF-8 (a surrogate, for Python) is written with an escape instead.
+  write_bytes(path, content.encode("utf-8", "backslashreplace"))
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+  """A file's content. OSError if it cannot be read; ValueError if it has no (sane) end."""
+  status = os.stat(path)
+  if not stat.S_ISREG(status.st_mode):  # a pipe or a device may never end
+    raise ValueError("it is no regular file")
+  if status.st_size > most:
+    raise ValueError(f"it has {status.st_size:,} bytes, and at most {most:,} are read")
+  with open(path, "rb") as file:
+    return file.read(most)
+
+
+def read_text(path: Path) -> str:
+  """A UTF-8 file, with or without a byte order mark. OSError or ValueError, as read_bytes."""
+  return read_bytes(path).decode("utf-8-sig")
+
+
+def load_json(path: Path) -> Any:
+  """What a JSON file holds. OSError or ValueError if it cannot be read."""
+  try:
+    return json.loads(read_text(path))
+  except RecursionError as e:
+    raise ValueError("it is nested too deeply") from e
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """A JSON file that holds an object. UserError if it cannot be read."""
+  try:
+    content = load_json(path)
+    if not isinstance(content, dict):
+      raise ValueError("no JSON object")
+  except (OSError, ValueError) as e:
+    raise UserError(f"cannot read {path}: {e}") from e
+  return content

@@ -1,0 +1,246 @@
+"""The training step: one compiled function, nothing else is compiled for training.
+
+It augments the batch, runs all networks, sets the confidence weights, computes every loss and
+gradient, updates teachers, fusion and student together, and returns the metrics. All forward passes
+use the parameters from before the step, so the update is exactly one joint step.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kd_jax.method import batch_scores as metrics_lib
+from kd_jax.method import confidence as confidence_lib
+from kd_jax.method.confidence import Confidence, ConfidenceSettings
+from kd_jax.method.distillation import certainty_shares
+from kd_jax.method.objective import LossSettings, distillation_share, objective
+from kd_jax.models.framework import Framework, Outputs, Params
+from kd_jax.models.resunet import Output
+from kd_jax.tasks.labels import REGIONS
+from kd_jax.training.accumulate import grad_in_parts
+
+Batch = Mapping[str, jax.Array]  # image (B, M, D, H, W), label (B, D, H, W)
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that training changes.
+
+  Attributes:
+    step: (), steps done.
+    params: {"cohort", "student"}, see models/framework.py.
+    opt_state: one optax state a group.
+    confidence: the teachers' weights and running scores.
+    lr_scale: a factor on each group's learning rate, lowered by the plateau rule.
+    ema: the average of the student's parameters, or None.
+  """
+
+  step: jax.Array
+  params: Params
+  opt_state: dict[str, Any]
+  confidence: Confidence
+  lr_scale: dict[str, jax.Array]
+  ema: Params | None
+
+
+def init_state(
+  framework: Framework,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  confidence: ConfidenceSettings,
+  key: jax.Array,
+  *,
+  ema: bool = False,
+) -> TrainState:
+  """A fresh state."""
+  params = framework.init(key)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state={group: tx.init(params[group]) for group, tx in optimizers.items()},
+    confidence=confidence_lib.init(framework.spec.teachers, confidence),
+    lr_scale={group: jnp.ones(()) for group in optimizers},
+    ema=jax.tree.map(jnp.copy, params["student"]) if ema else None,
+  )
+
+
+def make_train_step(
+  framework: Framework,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  loss: LossSettings,
+  confidence: ConfidenceSettings,
+  *,
+  steps_per_epoch: int,
+  augment: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
+  ema_decay: float = 0.0,
+  accumulate: int = 1,
+  skip_nonfinite: bool = False,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+  """The step as a pure function of state, batch and the run's key, for `compile_step`.
+
+  The key is the augmentation's; each step folds its number in, so a resumed run repeats itself. It
+  is an argument so that runs that differ in their seed alone share one compiled program.
+
+  Args:
+    framework: the networks.
+    optimizers: one for each parameter group.
+    loss: weights and reductions of the losses.
+    confidence: how the teachers are weighted.
+    steps_per_epoch: for the first-epoch rule and the epoch-wise confidence.
+    augment: (key, images, labels) -> (images, labels), on the device.
+    ema_decay: of the student's average; 0 for none.
+    accumulate: parts of the batch that go through the networks one after the other; the step is
+      the same, see accumulate.py.
+    skip_nonfinite: where a loss, a gradient or a score is NaN or infinite, the step leaves
+      everything but its number as it was, and says so in the metric `skipped` (0 or 1). Costs the
+      memory of a second state.
+  """
+
+  def forward(params: Params, images: jax.Array) -> Outputs:
+    """Without the features that no loss asks for."""
+    outputs = framework(params, images)
+    teachers = {name: _keep(out, loss.features) for name, out in outputs.teachers.items()}
+    return Outputs(teachers, outputs.fused, _keep(outputs.student, loss.features))
+
+  def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+    images, labels = batch["image"], batch["label"]
+    if augment is not None:
+      images, labels = augment(jax.random.fold_in(key, state.step), images, labels)
+    brain = jnp.any(images != 0, axis=1)  # (B, D, H, W)
+    new_epoch = state.step % steps_per_epoch == 0
+    belief = begun = confidence_lib.begin_step(state.confidence, new_epoch, confidence)
+    share = distillation_share(state.step / steps_per_epoch, loss)
+
+    def loss_of(outputs: Outputs) -> tuple[jax.Array, Metrics]:
+      scores = _scores(lax.stop_gradient(outputs), labels, confidence)
+      alpha = belief.weights
+      if confidence.update == "batch":
+        alpha = confidence_lib.weights_of(scores, confidence.total)
+      if confidence.by == "voxel":
+        logits = {name: output.logits for name, output in outputs.teachers.items()}
+        alpha = certainty_shares(logits, confidence.total)
+      total, terms = objective(outputs, labels, alpha, share, loss, brain)
+      return total, (terms | _by_region("weight", alpha), scores)
+
+    def loss_fn(params: Params):
+      outputs = forward(params, images)
+      total, rest = loss_of(outputs)
+      return total, (outputs, rest)
+
+    if accumulate == 1:
+      grads, (outputs, rest) = jax.grad(loss_fn, has_aux=True)(state.params)
+    else:
+      grads, outputs, rest = grad_in_parts(forward, loss_of, state.params, images, accumulate)
+    metrics, scores = rest
+
+    params, opt_state = {}, {}
+    for group, tx in optimizers.items():
+      updates, opt_state[group] = tx.update(
+        grads[group], state.opt_state[group], state.params[group]
+      )
+      updates = jax.tree.map(lambda u, scale=state.lr_scale[group]: u * scale, updates)
+      params[group] = optax.apply_updates(state.params[group], updates)
+      metrics[f"grad_norm/{group}"] = optax.tree.norm(grads[group])
+
+    if outputs.teachers:
+      metrics |= _by_region("score", scores)
+      belief = confidence_lib.end_step(belief, scores, confidence)
+    metrics |= _batch_dice(outputs, labels)
+
+    new_state = TrainState(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      confidence=belief,
+      lr_scale=state.lr_scale,
+      ema=_average(state, params["student"], ema_decay),
+    )
+    if skip_nonfinite:
+      finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
+      kept = state.replace(step=new_state.step, confidence=begun)  # a new epoch begins all the same
+      new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, kept)
+      metrics["skipped"] = 1.0 - finite
+    return new_state, metrics
+
+  return train_step
+
+
+def _keep(output: Output, features: Sequence[str]) -> Output:
+  return output._replace(features={name: output.features[name] for name in features})
+
+
+def _scores(
+  outputs: Outputs, labels: jax.Array, settings: ConfidenceSettings
+) -> dict[str, jax.Array]:
+  """Teacher's name (and the student's, if asked for) -> its Dice: (), or (3,) by region."""
+  networks = dict(outputs.teachers)
+  if networks and settings.above_student:
+    networks[confidence_lib.STUDENT] = outputs.student
+
+  def score(output: Output, regions: Sequence[str]) -> jax.Array:
+    return metrics_lib.score(output.logits, labels, settings.score, regions)
+
+  if settings.by == "region":
+    return {
+      name: jnp.stack([score(output, (region,)) for region in REGIONS])
+      for name, output in networks.items()
+    }
+  return {name: score(output, settings.regions) for name, output in networks.items()}
+
+
+def _by_region(what: str, values: Mapping[str, jax.Array]) -> Metrics:
+  """Scores or weights as scalars for the logs; those of voxels by their mean."""
+  found = {}
+  for name, value in values.items():
+    if value.shape == (len(REGIONS),):
+      found |= {f"confidence/{what}/{name}/{r}": v for r, v in zip(REGIONS, value, strict=True)}
+    else:
+      found[f"confidence/{what}/{name}"] = jnp.mean(value)
+  return found
+
+
+def _batch_dice(outputs: Outputs, labels: jax.Array) -> Metrics:
+  """Hard Dice over the batch's volume, by network and region: a sign of life in the logs."""
+  networks = {**outputs.teachers, "student": outputs.student}
+  return {
+    f"dice/{name}/{region}": metrics_lib.score(output.logits, labels, "hard_dice", (region,))
+    for name, output in networks.items()
+    for region in REGIONS
+  }
+
+
+def _average(state: TrainState, student: Params, decay: float) -> Params | None:
+  """The exponential average of the student, quick to follow in its first steps."""
+  if state.ema is None:
+    return None
+  d = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+  return jax.tree.map(lambda old, new: d * old + (1 - d) * new, state.ema, student)
+
+
+def batch_sharding(mesh: Mesh) -> dict[str, NamedSharding]:
+  """The batch over `data`, the volume's depth over `space`."""
+  return {
+    "image": NamedSharding(mesh, P("data", None, "space")),
+    "label": NamedSharding(mesh, P("data", "space")),
+  }
+
+
+def compile_step(step: Callable, mesh: Mesh) -> Callable:
+  """jit over the mesh: state and key replicated, state donated, batch sharded, metrics replicated.
+
+  Put the first state on the mesh before the first call, or that call compiles a program of its own.
+  """
+  replicated = NamedSharding(mesh, P())
+  return jax.jit(
+    step,
+    in_shardings=(replicated, batch_sharding(mesh), replicated),
+    out_shardings=(replicated, replicated),
+    donate_argnums=0,
+  )

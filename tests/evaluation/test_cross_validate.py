@@ -1,0 +1,83 @@
+"""Folds trained apart and scored together; training itself is replaced by its outcome."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import make_data, make_run
+
+from kd_jax.data import folds
+from kd_jax.data.cases import find_cases
+from kd_jax.evaluation import cross_validate as cross_validate_lib
+from kd_jax.evaluation.compare import compare
+from kd_jax.evaluation.cross_validate import cross_validate
+from kd_jax.evaluation.students import Choice, evaluate
+from kd_jax.prediction.predictor import Ensemble
+from kd_jax.runs.students import open_students
+from kd_jax.runtime.errors import ConfigError, UserError
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[int]:
+  """Replaces training; the list says which folds were asked for."""
+  asked = []
+
+  def train(raw, workdir, terminal):
+    fold = raw["data"]["fold"]
+    asked.append(fold)
+    if not (workdir / "checkpoints").exists():
+      notes = {"smallest_et": 50.0 * fold}
+      make_run(workdir, Path(raw["data"]["root"]), fold, seed=fold, folds=2, notes=notes)
+
+  monkeypatch.setattr(cross_validate_lib, "train", train)
+  return asked
+
+
+def rows(folder: Path) -> dict[str, dict[str, str]]:
+  with (folder / "scores.csv").open() as f:
+    return {row["case"]: row for row in csv.DictReader(f)}
+
+
+def test_every_case_is_scored_once_out_of_fold(tmp_path, terminal, trained):
+  root = make_data(tmp_path / "data")
+  raw = json.loads((make_run(tmp_path / "probe", root, folds=2) / "config.json").read_text())
+  cv = tmp_path / "cv"
+  assert cross_validate(raw, cv, [1], terminal) is None
+  assert "not yet done: fold0" in terminal.console.file.getvalue()
+  first = rows(cv / "fold1" / "evaluation" / "val")
+  stamp = (cv / "fold1" / "evaluation" / "val" / "scores.csv").stat().st_mtime_ns
+
+  summary = cross_validate(raw, cv, [], terminal)
+  assert trained == [1, 0, 1]
+  assert (cv / "fold1" / "evaluation" / "val" / "scores.csv").stat().st_mtime_ns == stamp
+  whole = rows(cv / "evaluation")
+  assert sorted(whole) == [case.name for case in find_cases(root)]
+  kept = folds.read(cv / "fold0" / "folds.json")
+  for fold in (0, 1):
+    own = rows(cv / f"fold{fold}" / "evaluation" / "val")
+    assert sorted(own) == folds.split(kept, fold)[1]
+    assert all(whole[name]["dice_WT"] == row["dice_WT"] for name, row in own.items())
+  assert first == rows(cv / "fold1" / "evaluation" / "val")
+  wt = [float(row["dice_WT"]) for row in whole.values()]
+  assert summary["regions"]["WT"]["dice"]["mean"] == pytest.approx(np.mean(wt))
+  assert summary["regions"]["WT"]["dice"]["sd"] == pytest.approx(np.std(wt, ddof=1))
+  assert summary["data"]["split"] == "out of fold" and len(summary["students"]) == 2
+  assert summary["prediction"]["smallest_et"] == [0, 50]
+  assert (cv / "evaluation" / "report.html").stat().st_size > 10_000
+  output = terminal.console.file.getvalue()
+  assert "mean Dice of each fold" in output and "95% interval" in output
+
+  result = compare(cv, cv / "fold0", None, terminal)
+  assert result["cases"] == sorted(rows(cv / "fold0" / "evaluation" / "val"))
+  with pytest.raises(UserError, match="REFUSED: 6 of 6"):  # all folds together know everyone
+    evaluate(Ensemble(open_students(str(cv))), Choice(data_root=root), tmp_path / "x", terminal)
+
+
+def test_folds_that_there_are_not(tmp_path, terminal, trained):
+  root = make_data(tmp_path / "data")
+  raw = json.loads((make_run(tmp_path / "probe", root, folds=2) / "config.json").read_text())
+  with pytest.raises(ConfigError, match="folds 0 to 1"):
+    cross_validate(raw, tmp_path / "cv", [2], terminal)
+  assert trained == []

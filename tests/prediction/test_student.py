@@ -1,0 +1,212 @@
+"""Students: exported, read back, damaged, imported from PyTorch."""
+
+import hashlib
+import json
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from students import make_student
+
+from kd_jax.prediction import import_torch
+from kd_jax.prediction.student import Architecture, Preparation
+from kd_jax.prediction.student_directory import export
+from kd_jax.runs.students import open_student, open_students
+from kd_jax.runtime.errors import ConfigError, UserError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture
+def shared(tmp_path) -> Path:
+  export(make_student(), tmp_path / "shared")
+  return tmp_path / "shared"
+
+
+def test_what_is_exported_comes_back(shared):
+  student, back = make_student(), open_student(shared)
+  assert back.digest() == student.digest()
+  for field in ("name", "architecture", "preparation", "predict", "training", "scores"):
+    assert getattr(back, field) == getattr(student, field)
+  assert sorted(p.name for p in shared.iterdir()) == [
+    "model.json",
+    "subjects.json",
+    "weights.safetensors",
+  ]
+
+
+def test_subjects_are_exported_as_digests(shared):
+  assert "Clinic" not in (shared / "subjects.json").read_text()
+  assert open_student(shared).train[0].images == {"t1ce": "ab" * 16}
+
+
+def test_equal_architectures_share_programs():
+  assert make_student(0).architecture.framework() is make_student(1).architecture.framework()
+
+
+def test_another_student_is_not_overwritten(shared):
+  export(make_student(), shared)  # the same one may be
+  with pytest.raises(UserError, match="another student already"):
+    export(make_student(seed=1), shared)
+
+
+def edit(shared: Path, change) -> None:
+  model = json.loads((shared / "model.json").read_text())
+  change(model)
+  (shared / "model.json").write_text(json.dumps(model))
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda m: m.update(format=99), "format 99"),
+    (lambda m: m.pop("architecture"), "damaged or was edited"),
+    (lambda m: m["architecture"].update(filters=[4, 4]), "expected 4 values"),
+    (lambda m: m["architecture"].update(attention="gone"), "damaged or was edited"),
+    (lambda m: m["architecture"].update(network="Other"), "does not know"),
+    (lambda m: m["architecture"].update(filters=[4, 4, 8, 16]), "does not fit its network"),
+    (lambda m: m["preparation"].update(spacing=-1.0), "damaged or was edited"),
+    (lambda m: m["preparation"].update(grid="sphere"), "unknown grid"),
+    (lambda m: m["predict"].update(mode="guess"), "damaged or was edited"),
+    (lambda m: m["weights"].update(sha256="0"), "checksum"),
+    (lambda m: m["weights"].update(file="../../secret"), None),
+  ],
+)
+def test_an_edited_model_is_named(shared, change, message):
+  edit(shared, change)
+  if message is None:  # the weights' place is fixed, whatever the file says
+    assert open_student(shared).digest() == make_student().digest()
+  else:
+    with pytest.raises(UserError, match=message):
+      open_student(shared)
+
+
+def test_damaged_files_are_named(shared):
+  weights = shared / "weights.safetensors"
+  content = weights.read_bytes()
+  weights.write_bytes(content[:-10])
+  with pytest.raises(UserError, match=r"weights\.safetensors is damaged"):
+    open_student(shared)
+  weights.unlink()
+  with pytest.raises(UserError, match=r"cannot read .*weights.safetensors"):
+    open_student(shared)
+  (shared / "model.json").write_text("[]")
+  with pytest.raises(UserError, match="no JSON object"):
+    open_student(shared)
+
+
+def test_weights_of_another_shape_are_refused(shared):
+  arrays = safetensors.numpy.load_file(shared / "weights.safetensors")
+  arrays["head/kernel"] = arrays["head/kernel"][..., :2]
+  content = safetensors.numpy.save(arrays)
+  (shared / "weights.safetensors").write_bytes(content)
+  edit(shared, lambda m: m["weights"].update(sha256=hashlib.sha256(content).hexdigest()))
+  with pytest.raises(UserError, match="head/kernel is"):
+    open_student(shared)
+
+
+def test_folders_that_hold_no_student(tmp_path):
+  with pytest.raises(UserError, match="no such checkpoint"):
+    open_student(tmp_path / "none")
+  with pytest.raises(UserError, match="holds no student"):
+    open_student(tmp_path)
+  with pytest.raises(ConfigError, match="names no run"):
+    open_students(" , ")
+
+
+def test_students_that_read_different_inputs_are_not_averaged(tmp_path):
+  export(make_student(0), tmp_path / "a")
+  export(make_student(1), tmp_path / "b")
+  assert len(open_students(f"{tmp_path / 'a'}, {tmp_path / 'b'}")) == 2
+  export(make_student(2, spacing=2.0), tmp_path / "c")
+  with pytest.raises(UserError, match="cannot be averaged"):
+    open_students(f"{tmp_path / 'a'},{tmp_path / 'c'}")
+
+
+# --- PyTorch ----------------------------------------------------------------------------------
+
+
+def golden_parameters() -> dict[str, np.ndarray]:
+  """The student of a golden case, by METHOD's rule for parameters."""
+  shapes = json.loads((GOLDEN / "t1ce_kd.json").read_text())["parameter_shapes"]["student"]
+  arrays = {}
+  for name, shape in shapes.items():
+    seed = zlib.crc32(f"student/{name}".encode())
+    r = np.random.RandomState(seed).standard_normal(shape)
+    if len(shape) > 1:
+      r = r * np.sqrt(1 / np.prod(shape[1:]))
+    else:
+      r = 1 + 0.1 * r if name.endswith("weight") else 0.1 * r
+    arrays[name] = r.astype(np.float32)
+  return arrays
+
+
+def test_a_published_student_becomes_ours(tmp_path):
+  student = import_torch.from_state_dict(golden_parameters(), Path("student.pth"), "t1ce")
+  assert student.architecture == Architecture(("t1ce",), (8, 16, 32, 64), "channel")
+  assert student.preparation == Preparation("paper", "paper", 1.0, (128, 128, 128))
+  export(student, tmp_path / "shared")
+  back = open_student(tmp_path / "shared")
+  golden = np.load(GOLDEN / "t1ce_kd.npz")
+  settings = json.loads((GOLDEN / "t1ce_kd.json").read_text())
+  image = golden["images"][:, settings["student_channel"]]  # (B, D, H, W)
+  network = jax.jit(back.architecture.framework().network)
+  logits = np.asarray(network(back.params, image[..., None].astype(np.float32)))
+  expected = np.moveaxis(golden["logits/student"], 1, -1)
+  np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_misfits_are_named():
+  arrays = golden_parameters()
+  short = {k: v for k, v in arrays.items() if not k.startswith("upsample_1")}
+  with pytest.raises(UserError, match="up2/upsample"):
+    import_torch.from_state_dict(short, Path("a.pth"), "t1ce")
+  with pytest.raises(UserError, match="is none of the published"):
+    import_torch.from_state_dict(arrays | {"stray": np.zeros(3)}, Path("a.pth"), "t1ce")
+  wrong = arrays | {"output_layer.weight": np.zeros((2, 8, 1, 1, 1), np.float32)}
+  with pytest.raises(UserError, match="head/kernel"):
+    import_torch.from_state_dict(wrong, Path("a.pth"), "t1ce")
+  with pytest.raises(UserError, match="not the published student"):
+    import_torch.from_state_dict({}, Path("a.pth"), "t1ce")
+  flat = arrays | {"bridge.conv_block.2.weight": np.zeros((2, 3, 4), np.float32)}
+  with pytest.raises(UserError, match="not the published student"):
+    import_torch.from_state_dict(flat, Path("a.pth"), "t1ce")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_pth_files(tmp_path, prefix, wrapped):
+  torch = pytest.importorskip("torch")
+  arrays = golden_parameters()
+  state = {prefix + name: torch.from_numpy(x) for name, x in arrays.items()}
+  torch.save({"state_dict": state, "epoch": 3} if wrapped else state, tmp_path / "s.pth")
+  read = import_torch.read(tmp_path / "s.pth")
+  assert read.keys() == arrays.keys()
+  np.testing.assert_array_equal(
+    read["bridge.conv_block.2.weight"], arrays["bridge.conv_block.2.weight"]
+  )
+
+
+class Trap:
+  def __reduce__(self):
+    import os
+
+    return (os.mkdir, ("trapped",))
+
+
+def test_pth_files_cannot_run_code(tmp_path, monkeypatch):
+  torch = pytest.importorskip("torch")
+  monkeypatch.chdir(tmp_path)
+  torch.save({"student": Trap()}, tmp_path / "trap.pth")
+  with pytest.raises(UserError, match="plain weights"):
+    import_torch.read(tmp_path / "trap.pth")
+  assert not (tmp_path / "trapped").exists()
+  (tmp_path / "text.pth").write_text("no weights")
+  with pytest.raises(UserError, match="plain weights"):
+    import_torch.read(tmp_path / "text.pth")
+  torch.save([1, 2], tmp_path / "list.pth")
+  with pytest.raises(UserError, match="no state_dict"):
+    import_torch.read(tmp_path / "list.pth")

@@ -1,0 +1,118 @@
+"""A disk that is full or read-only: one clear message, and what was there stays as it was.
+
+Predictions: test_predict.py. Demonstration cases: data/test_demo.py.
+"""
+
+import jax
+import numpy as np
+import pytest
+from small_disk import fill, read_only, small_disk
+from synthetic import make_case
+from test_checkpoints import DEVICE, state_of
+
+from kd_jax.data.cache import CacheSettings, prepare, verify_entry
+from kd_jax.data.cases import find_cases
+from kd_jax.runs.checkpoints import Checkpoints, set_aside_damaged
+from kd_jax.runs.log import RunLog, read_numbers
+from kd_jax.runtime import lock
+from kd_jax.runtime.errors import UserError
+from kd_jax.runtime.files import write_text
+
+
+@pytest.mark.parametrize("leave", [0, 40_000])
+def test_a_checkpoint(tmp_path, leave):
+  """Refused at its first file, and half-way."""
+  with small_disk(tmp_path / "disk", 1000) as disk:
+    checkpoints = Checkpoints(disk)
+    checkpoints.save(3, state_of(3), {"best": 3}, 0.5)
+    checkpoints.wait()
+    fill(disk, leave)
+    with pytest.raises(UserError, match=r"checkpoint of step 5 in .*: No space left on device.*"):
+      checkpoints.save(5, state_of(5), {})
+      checkpoints.wait()
+    with pytest.raises(UserError) if not leave else pytest.raises((UserError, AssertionError)):
+      checkpoints.close()
+      raise AssertionError
+    (disk / "filling").unlink()  # somebody makes room; the next start
+    set_aside_damaged(disk, pytest.fail)
+    checkpoints = Checkpoints(disk)
+    assert checkpoints.steps() == [3]
+    state, notes = checkpoints.restore(3, jax.eval_shape(lambda: state_of(0)), DEVICE)
+    assert int(state.step) == 3 and notes == {"best": 3}
+    checkpoints.save(5, state_of(5), {}, 0.6)
+    checkpoints.close()
+    left = {path.name for path in (disk / "checkpoints").iterdir()}
+    assert left == {"5"}
+
+
+def test_the_logs(tmp_path, terminal):
+  """TensorBoard's events too: their writer must not wait for ever for what cannot be written."""
+  with small_disk(tmp_path / "disk", 200) as disk:
+    log = RunLog(disk, terminal, 0)
+    log.scalars(1, {"loss": 1.0})
+    fill(disk)
+    pixels = np.random.default_rng(0).integers(0, 255, (100, 100, 3)).astype(np.uint8)
+    writers = {
+      "line": lambda: log.line("x" * 5000),
+      "scalars": lambda: log.scalars(2, {f"loss/{i}": 1.0 for i in range(500)}),
+      "picture": lambda: [log.picture(2, "p", pixels) for _ in range(9)],
+    }
+    for name, write in writers.items():
+      with pytest.raises(UserError, match=r"cannot write the logs in .*: No space left"):
+        write()
+        pytest.fail(name)
+    log.close()
+    (disk / "filling").unlink()
+    log = RunLog(disk, terminal, 1)
+    log.scalars(2, {"loss": 0.5})
+    log.close()
+    assert read_numbers(disk) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+
+
+def test_the_cache(tmp_path):
+  for name in "ABC":
+    make_case(tmp_path / "data" / name, seed=ord(name))
+  cases = find_cases(tmp_path / "data")
+  with small_disk(tmp_path / "disk", 200) as disk:  # room for two
+    with pytest.raises(
+      UserError, match=r"cannot write the cache in .*: (No space left|the disk is full)"
+    ):
+      prepare(cases, disk, CacheSettings(), workers=1)
+    entries = [path for path in disk.iterdir() if path.is_dir()]
+    assert 1 <= len(entries) < 3 and not list(disk.glob("*tmp*"))
+    for path in entries:
+      verify_entry(path)
+
+
+def test_a_small_file(tmp_path):
+  with small_disk(tmp_path / "disk", 100) as disk:
+    write_text(disk / "a.json", "old")
+    fill(disk)
+    with pytest.raises(UserError, match=r"cannot write .*a.json: No space left on device"):
+      write_text(disk / "a.json", "x" * 10_000)
+    assert (disk / "a.json").read_text() == "old"
+    assert {path.name for path in disk.iterdir()} == {"a.json", "filling"}
+
+
+def test_a_read_only_place(tmp_path, terminal):
+  make_case(tmp_path / "data" / "A")
+  with small_disk(tmp_path / "disk", 1000) as disk:
+    checkpoints = Checkpoints(disk)
+    checkpoints.save(3, state_of(3), {}, 0.5)
+    checkpoints.wait()
+    read_only(disk)
+    with pytest.raises(UserError, match=r"step 5 in .*: Read-only file system"):
+      checkpoints.save(5, state_of(5), {})
+      checkpoints.wait()
+    refusals = {
+      "work directory": lambda: lock.held(disk / "run", pytest.fail).__enter__(),
+      "cannot write the logs": lambda: RunLog(disk / "run", terminal, 0),
+      "the cache": lambda: prepare(
+        find_cases(tmp_path / "data"), disk / "cache", CacheSettings(), workers=1
+      ),
+    }
+    for message, act in refusals.items():
+      with pytest.raises(UserError, match=f"{message}.*: Read-only file system"):
+        act()
+    reader = Checkpoints(disk, read_only=True)  # for prediction it is good enough
+    assert reader.restore_networks(3, jax.eval_shape(lambda: state_of(0))).params
