@@ -1,4 +1,5 @@
 # make quickstart: set up, train on generated cases, evaluate. make test: set up, run the tests.
+# make notebooks: writes examples/*.ipynb anew, from the scripts beside them.
 # make benchmarks: the speed of training, prediction and reading on this machine, to runs/benchmarks;
 # BENCHMARK=--small for a machine without an accelerator, AGAINST=--against=torch beside PyTorch.
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BENCHMARK ?=
 AGAINST ?=
 REPORTS := runs/benchmarks
 
-.PHONY: quickstart test lint benchmarks clean
+.PHONY: quickstart test lint notebooks benchmarks clean
 
 quickstart: $(VENV)/installed
 	$(RUN) main.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -22,6 +23,10 @@ test: $(VENV)/installed-tests
 lint: $(VENV)/installed-tests
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+notebooks:
+	$(PYTHON) tests/helpers/notebooks.py examples/*.py
 
 benchmarks: $(VENV)/installed
 	@mkdir -p $(REPORTS)

@@ -1,4 +1,4 @@
-"""Do the generated cases look like patients' to one who sees single voxels?
+"""Are the intensities of generated cases, voxel by voxel, those of patients?
 
   python benchmarks/contrast.py --data=/data/BraTS2021 --cases=50
   python benchmarks/contrast.py --data=A,B --demo=runs/demo
@@ -6,8 +6,8 @@
 For each sequence and label: how many standard deviations of the tumour-free brain the label's
 mean lies above the brain's, and how well its voxels are told from the brain's and from those of a
 shell around the tumour by their intensity alone (area under the ROC curve; 0.5 is not at all).
-Intensities are means over 3 mm. The generator's contrasts (kd_jax/data/demo/phantom.py) are settled by
-this comparison and not by anyone's scores.
+Intensities are means over 3 mm. The generator's contrasts (kd_jax/data/demo/phantom.py) are
+settled by this comparison and not by anyone's scores.
 """
 
 import argparse

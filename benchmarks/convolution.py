@@ -10,7 +10,6 @@ of channels, whatever a form really does. "-" is a form that the convolution doe
 column is PyTorch, if it is installed.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import timing
+from benchmarks import common, timing
 from kd_jax.models.conv import IMPLS, conv3d
 from kd_jax.runtime.terminal import table
 
@@ -53,11 +52,9 @@ Run = Callable[[], None]
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--small", action="store_true", help="tiny convolutions, seconds in all")
+  parser = common.parser(__doc__, "convolution", "tiny convolutions, seconds in all")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
-  parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/convolution.json"))
   arguments = parser.parse_args()
   columns = (*FORMS, "torch") if _torch() else FORMS
   rows = []
@@ -70,12 +67,11 @@ def main() -> None:
       whole = flop * (1 if which == "forward" else 2 if channels == 1 else 3)
       rates = {form: whole / spread.least / 1e9 for form, spread in spreads.items()}
       rows.append({"convolution": name, "pass": which, **rates})
-      print(name, which, file=sys.stderr, flush=True)
-  timing.write_json(arguments.json, {"rounds": arguments.rounds}, rows)
-  print(timing.describe(timing.machine()))
+      common.tell(f"{name} {which}")
+  timing.report(arguments.json, {"rounds": arguments.rounds}, rows)
   print(f"GFLOP/s; {arguments.json}")
   cells = [
-    [row["convolution"], row["pass"], *(f"{row[c]:.1f}" if c in row else "-" for c in columns)]
+    [row["convolution"], row["pass"], *(common.cell(row.get(c), ".1f") for c in columns)]
     for row in rows
   ]
   print(table(["convolution", "pass", *columns], cells))
@@ -137,4 +133,4 @@ def _torch_run(which: str, x, kernel, pull, stride: int) -> Run:
 
 
 if __name__ == "__main__":
-  main()
+  common.command(main)

@@ -3,7 +3,7 @@
   python benchmarks/input_pipeline.py --data=BraTS2021 --step-json=runs/benchmarks/train_step.json
   python benchmarks/input_pipeline.py --small
 
-Cases are read with the settings of configs/brats21.py, from --data or from demonstration cases that
+Cases are read with the settings of the preset brats21, from --data or from demonstration cases that
 are generated first (native 240x240x155 at 1 mm, files about as large as the real ones).
 
 prepare: from case folders into an empty cache, cases a minute after each worker's first case, and
@@ -21,32 +21,31 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import common
+from benchmarks.process_memory import settled
 from kd_jax.runtime.errors import ConfigError, UserError
 from kd_jax.runtime.files import read_json
 
 # Worker processes import this file again, and their memory is measured: what is heavy (JAX, the
-# configuration) is imported where it is used.
+# settings) is imported where it is used.
 if TYPE_CHECKING:
   from kd_jax.data.cases import Case
-  from kd_jax.data.entry import CacheSettings
-  from kd_jax.data.pipeline import SamplingSettings
-  from kd_jax.settings.config import Config
+  from kd_jax.settings.data import CacheSettings, SamplingSettings
+  from kd_jax.settings.run import Settings
 
 FULL = {"side": 128, "batches": 1000, "workers": (0, 1, 2, 4), "rounds": 4}
 SMALL = {"side": 32, "batches": 50, "workers": (0, 1, 2), "rounds": 2}
 _BUFFERED = 10  # batches that Grain holds ready, a worker
 _PREPARE_WORKERS = 16  # prepare starts no more by itself
-_SETTLE_SECONDS, _SETTLE_MB = 10.0, 2.0
 
 
 def main() -> None:
@@ -56,24 +55,24 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Measures, writes the JSON and prints."""
   sizes = SMALL if arguments.small else FULL
-  config = settings(arguments.patch or sizes["side"], arguments.batch)
-  patch, batch, batches = config.data.patch, arguments.batch, arguments.batches or sizes["batches"]
+  data = settings(arguments.patch or sizes["side"], arguments.batch).data
+  patch, batch, batches = data.patch, arguments.batch, arguments.batches or sizes["batches"]
   step = batch / arguments.step_seconds if arguments.step_seconds else None
   if arguments.step_json:
     step = step_rate(read_json(arguments.step_json), patch[0], str(arguments.step_json))
-  processes = sorted({1, min(_cores(), _PREPARE_WORKERS)})
+  processes = sorted({1, min(common.cores(), _PREPARE_WORKERS)})
   with tempfile.TemporaryDirectory(prefix="kd_jax-input-") as folder:
     count = arguments.cases or sizes["rounds"] * processes[-1]
     cases, entries = find(arguments.data, count, Path(folder) / "data"), []
     prepared, streams = [], []
     for workers in processes:
-      _tell(f"preparing {len(cases)} cases with {workers} workers")
+      common.tell(f"preparing {len(cases)} cases with {workers} workers")
       cache = Path(folder) / f"cache{workers}"
-      row, entries = measure_prepare(cases, cache, config.data.cache_settings, workers)
+      row, entries = measure_prepare(cases, cache, data.cache_settings, workers)
       prepared.append(row)
     for workers in arguments.workers or sizes["workers"]:
-      _tell(f"reading {batches} batches with {workers} workers")
-      sampling = dataclasses.replace(config.data.sampling, workers=workers)
+      common.tell(f"reading {batches} batches with {workers} workers")
+      sampling = dataclasses.replace(data.sampling, workers=workers)
       streams.append(measure_stream(entries, sampling, batch, batches))
     described = describe(cases, entries)
   for row in streams:
@@ -83,8 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--small", action="store_true", help="few cases, patches of 32^3")
+  parser = common.parser(__doc__, "input_pipeline", "few cases, patches of 32^3")
   parser.add_argument("--data", type=Path, help="a folder of cases; default: generated ones")
   parser.add_argument("--cases", type=int, help="at most; default: some for each core")
   parser.add_argument("--patch", type=int, help="voxels a side; default: 128, small: 32")
@@ -93,7 +91,6 @@ def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--workers", type=int, nargs="+", help="of Grain; default: 0 1 2 4")
   parser.add_argument("--step-seconds", type=float, help="what a step on one batch takes")
   parser.add_argument("--step-json", type=Path, help="the result of benchmarks/train_step.py")
-  parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/input_pipeline.json"))
   arguments = parser.parse_args(argv)
   for name in ("cases", "patch", "batch", "batches", "step_seconds"):
     value = getattr(arguments, name)
@@ -106,14 +103,11 @@ def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
   return arguments
 
 
-def settings(side: int, batch: int) -> "Config":
-  """The run of configs/brats21.py with patches of side^3."""
-  from configs import brats21
-  from kd_jax.settings import config as config_lib
+def settings(side: int, batch: int) -> "Settings":
+  """A run of the preset brats21 with patches of side^3."""
+  from kd_jax.settings import presets
 
-  raw = brats21.get_config()
-  raw.data.patch, raw.data.batch = (side,) * 3, batch
-  return config_lib.parse(config_lib.to_dict(raw))
+  return presets.settings("brats21", {"data.patch": (side,) * 3, "data.batch": batch})
 
 
 def step_rate(result: Mapping[str, Any], side: int, source: str) -> float:
@@ -144,7 +138,7 @@ def find(data: Path | None, count: int, folder: Path) -> "list[Case]":
   from kd_jax.data.demo import writer as demo
 
   if data is None:
-    _tell(f"writing {count} demonstration cases")
+    common.tell(f"writing {count} demonstration cases")
     demo.write_dataset(folder, count)
   found = {case.name: case for case in find_cases(data or folder)}
   return [found[name] for name in spread(list(found), count)]
@@ -212,14 +206,11 @@ def measure_stream(
 ) -> dict[str, Any]:
   """One row: the rate over so many batches on the device, and memory before and after them."""
   import jax
-  from absl import flags
 
   from kd_jax.data import pipeline
   from kd_jax.training import step as step_lib
   from kd_jax.training.mesh import make_mesh
 
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
   shardings = step_lib.batch_sharding(make_mesh(1, 1))
   rows = pipeline.rows_here(shardings["label"], batch)
   ready = _BUFFERED * max(1, sampling.workers)  # else what was read before would count
@@ -253,71 +244,6 @@ def measure_stream(
   }
 
 
-class Memory(NamedTuple):
-  """Of this process and all that it has started, in MB.
-
-  Attributes:
-    own_mb: anonymous and shared memory.
-    mapped_mb: pages of files.
-    processes: how many they are.
-  """
-
-  own_mb: float
-  mapped_mb: float
-  processes: int
-
-
-def settled() -> Memory | None:
-  """The memory once workers have filled their buffers; None where the system has no /proc."""
-  deadline, last = time.monotonic() + _SETTLE_SECONDS, family_memory()
-  while last and time.monotonic() < deadline:
-    time.sleep(0.5)
-    last, before = family_memory(), last
-    if last and abs(last.own_mb - before.own_mb) < _SETTLE_MB:
-      break
-  return last
-
-
-def family_memory() -> Memory | None:
-  found = [memory for pid in family(os.getpid()) if (memory := _memory(pid))]
-  own, mapped = (sum(each) for each in zip(*found, strict=True)) if found else (0.0, 0.0)
-  return Memory(own, mapped, len(found)) if found else None
-
-
-def family(pid: int) -> list[int]:
-  """A process and all its descendants; [] where there is no /proc."""
-  children: dict[int, list[int]] = {}
-  for path in Path("/proc").glob("[0-9]*/stat"):
-    with contextlib.suppress(OSError):  # it has ended
-      # PID (NAME) STATE PARENT ...; a name may hold anything.
-      parent = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
-      children.setdefault(parent, []).append(int(path.parent.name))
-  found = [pid] if children else []
-  for one in found:
-    found += children.get(one, [])
-  return found
-
-
-def _memory(pid: int) -> tuple[float, float] | None:
-  """(own, mapped) MB: a page that n processes share is 1/n each, where Linux tells; else whole."""
-  for name, own, mapped in (
-    ("smaps_rollup", ("Pss_Anon", "Pss_Shmem"), ("Pss_File",)),
-    ("status", ("RssAnon", "RssShmem"), ("RssFile",)),
-  ):
-    with contextlib.suppress(OSError, KeyError):
-      kb = dict(_kilobytes(Path(f"/proc/{pid}/{name}").read_text(errors="replace")))
-      own_kb, mapped_kb = (sum(kb[field] for field in fields) for fields in (own, mapped))
-      return own_kb * 1024 / 1e6, mapped_kb * 1024 / 1e6
-  return None
-
-
-def _kilobytes(text: str) -> Iterator[tuple[str, int]]:
-  for line in text.splitlines():
-    name, _, value = line.partition(":")
-    if value.endswith(" kB"):
-      yield name, int(value.split()[0])
-
-
 # --- Tables -----------------------------------------------------------------------------------
 
 
@@ -330,10 +256,9 @@ def report(
   from benchmarks import timing
   from kd_jax.runtime.terminal import table
 
-  timing.write_json(settings["json"], settings, {"prepare": prepared, "grain": streams})
-  print(timing.describe(timing.machine()))
+  timing.report(settings["json"], settings, {"prepare": prepared, "grain": streams})
   kind = "cases" if settings["data"] else "demonstration cases"
-  shape = "x".join(map(str, settings["native_shape"]))
+  shape = common.by(settings["native_shape"])
   voxel = " x ".join(f"{mm:.3g}" for mm in settings["native_mm"])
   print(
     f"{settings['cases']} {kind} of {shape} at {voxel} mm, {settings['file_mb']:.1f} MB a case as "
@@ -357,33 +282,18 @@ def _prepare_cells(row: Mapping[str, Any]) -> list[str]:
 
 def _stream_cells(row: Mapping[str, Any]) -> list[str]:
   before, after = row["before"] or {}, row["after"] or {}
-
-  def cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
   return [
     *(str(row[name]) for name in ("workers", "batch", "batches")),
     f"{row['first_seconds']:.1f}",
     f"{row['samples_per_second']:.1f}",
-    cell(row.get("times_the_step"), ".2f"),
-    cell(after.get("processes"), "d"),
-    cell(before.get("own_mb"), ".0f"),
-    cell(after.get("own_mb"), ".0f"),
-    cell(row["growth_mb"], "+.1f"),
-    cell(after.get("mapped_mb"), ".0f"),
+    common.cell(row.get("times_the_step"), ".2f"),
+    common.cell(after.get("processes"), "d"),
+    common.cell(before.get("own_mb"), ".0f"),
+    common.cell(after.get("own_mb"), ".0f"),
+    common.cell(row["growth_mb"], "+.1f"),
+    common.cell(after.get("mapped_mb"), ".0f"),
   ]
 
 
-def _cores() -> int:
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _tell(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-  try:
-    main()
-  except UserError as error:
-    sys.exit(f"error: {error}")
+  common.command(main)

@@ -4,8 +4,8 @@
   python benchmarks/memory.py --small
 
 Compared are a batch of two, its two samples one after the other (train.accumulate), less kept for
-the backward pass (train.remat), a volume shared by devices (train.space), and a whole scan, padded
-to 256x240x160, on one device and on four. Two accounts, of each device:
+the backward pass (train.remat), a volume shared by devices (train.spatial_shards), and a whole
+scan, padded to 256x240x160, on one device and on four. Two accounts, of each device:
 
   kept         what the networks' forward pass hands to their backward pass, as JAX traces it,
                divided by the devices
@@ -17,7 +17,6 @@ accelerators use; float32, with bfloat16 activations are half. What all this cos
 train_step.py --remat and --accumulate to say.
 """
 
-import argparse
 import functools
 import sys
 import time
@@ -29,12 +28,12 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import timing, train_step
+from benchmarks import common, timing, train_step
 from benchmarks.scaling import QUICK  # and its fake CPU devices, before JAX looks for any
 from kd_jax.models import conv
 from kd_jax.models.framework import Framework, Params
 from kd_jax.runtime.terminal import table
-from kd_jax.settings.config import Config
+from kd_jax.settings.run import Settings
 from kd_jax.training.mesh import make_mesh
 
 WHOLE = (256, 240, 160)  # 240x240x155 where four devices share the first side
@@ -57,24 +56,25 @@ def cases(patch: tuple[int, int, int], whole: tuple[int, int, int]) -> list[Case
     Case("remat: norms", patch, 2, {"remat": "norms"}),
     Case("remat: stages", patch, 2, {"remat": "stages"}),
     Case("in two parts, stages", patch, 2, {"accumulate": 2, "remat": "stages"}),
-    Case("space: 4", patch, 2, {"space": 4}),
+    Case("4 spatial shards", patch, 2, {"spatial_shards": 4}),
     Case("whole scan", whole, 1, {}),
-    Case("whole scan, space: 4", whole, 1, {"space": 4}),
-    Case("whole scan, space: 4, stages", whole, 1, {"space": 4, "remat": "stages"}),
+    Case("whole scan, 4 shards", whole, 1, {"spatial_shards": 4}),
+    Case("whole scan, 4 shards, stages", whole, 1, {"spatial_shards": 4, "remat": "stages"}),
   ]
 
 
 def measure(case: Case, filters: tuple[int, int, int, int]) -> dict[str, Any]:
   """Bytes on each device, by XLA's account of the compiled step."""
-  config = train_step.settings(filters, case.patch, case.batch, "float32", **case.train)
-  lowered, _ = train_step.lower_step(config, make_mesh(1, config.train.space))
+  settings = train_step.settings(filters, case.patch, case.batch, "float32", **case.train)
+  devices = settings.train.spatial_shards
+  lowered, _ = train_step.lower_step(settings, make_mesh(1, devices))
   memory = lowered.compile(compiler_options=QUICK).memory_analysis()
-  kept = kept_bytes(config) / config.train.space
+  kept = kept_bytes(settings) / devices
   return {
     "case": case.name,
     "patch": case.patch,
     "batch": case.batch,
-    "devices": config.train.space,
+    "devices": devices,
     "state": memory.alias_size_in_bytes,
     "batch_bytes": memory.argument_size_in_bytes - memory.alias_size_in_bytes,
     "kept": kept,
@@ -82,11 +82,11 @@ def measure(case: Case, filters: tuple[int, int, int, int]) -> dict[str, Any]:
   }
 
 
-def kept_bytes(config: Config) -> int:
+def kept_bytes(settings: Settings) -> int:
   """What the forward pass of a batch (or a part of it) keeps for the backward pass."""
-  framework = Framework(config.model, config.train.remat)
-  samples = config.data.batch // config.train.accumulate
-  images = jax.ShapeDtypeStruct((samples, 4, *config.data.patch), jnp.float32)
+  framework = Framework(settings.model, settings.train.remat)
+  samples = settings.data.batch // settings.train.accumulate
+  images = jax.ShapeDtypeStruct((samples, 4, *settings.data.patch), jnp.float32)
 
   def backward(params: Params, images: jax.Array):
     return jax.vjp(lambda params: framework(params, images), params)[1]
@@ -97,10 +97,8 @@ def kept_bytes(config: Config) -> int:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--small", action="store_true", help="an eighth of the filters, small sides")
+  parser = common.parser(__doc__, "memory", "an eighth of the filters, small sides")
   parser.add_argument("--only", nargs="+", type=int, help="rows, from 0")
-  parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/memory.json"))
   arguments = parser.parse_args()
   jax.config.update("jax_enable_compilation_cache", False)
   conv.conv3d = functools.partial(conv.conv3d, impl="native")
@@ -113,9 +111,8 @@ def main() -> None:
     began = time.monotonic()
     rows.append(measure(case, filters))
     seconds = time.monotonic() - began
-    print(f"{number}/{len(chosen)} {case.name}: {seconds:.0f} s", file=sys.stderr, flush=True)
-  timing.write_json(arguments.json, {"filters": filters}, rows)
-  print(timing.describe(timing.machine()))
+    common.tell(f"{number}/{len(chosen)} {case.name}: {seconds:.0f} s")
+  timing.report(arguments.json, {"filters": filters}, rows)
   print(f"filters {filters}, float32; GB on each device; {arguments.json}")
   head = ["step", "patch", "batch", "devices", "state", "kept", "of first", "XLA", "of first"]
   print(table(head, [_cells(row, rows) for row in rows]))
@@ -125,7 +122,7 @@ def _cells(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
   first = next(other for other in rows if other["patch"] == row["patch"])
   return [
     row["case"],
-    "x".join(map(str, row["patch"])),
+    common.by(row["patch"]),
     str(row["batch"]),
     str(row["devices"]),
     f"{row['state'] / 1e9:.2f}",
@@ -138,4 +135,4 @@ def _cells(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-  main()
+  common.command(main)

@@ -58,8 +58,13 @@ def pairs(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray, tuple]]:
     yield path.parent.name, *classes, truth.voxel_mm
   if not found:
     truth = tumour((120, 120, 80), 30)
-    yield "generated, 0 islands", tumour((122, 119, 80), 29), truth, (1.0, 1.0, 1.0)
-    yield "generated, 90 islands", islands(tumour((122, 119, 80), 29)), truth, (1.0, 1.0, 1.0)
+    yield "generated, 1 component", tumour((122, 119, 80), 29), truth, (1.0, 1.0, 1.0)
+    yield (
+      "generated, 91 components",
+      with_small_balls(tumour((122, 119, 80), 29)),
+      truth,
+      (1.0, 1.0, 1.0),
+    )
 
 
 def tumour(centre: tuple[int, int, int], radius: float) -> np.ndarray:
@@ -69,7 +74,7 @@ def tumour(centre: tuple[int, int, int], radius: float) -> np.ndarray:
   return np.select([r < 0.4 * radius, r < 0.6 * radius, r < radius], [1, 3, 2]).astype(np.uint8)
 
 
-def islands(classes: np.ndarray) -> np.ndarray:
+def with_small_balls(classes: np.ndarray) -> np.ndarray:
   """The same with 90 small balls of each class, far and near."""
   rng = np.random.default_rng(0)
   classes = classes.copy()

@@ -39,11 +39,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import timing, train_step
+from benchmarks import common, timing, train_step
+from benchmarks.flops import forward_flops
 from kd_jax.models import conv
-from kd_jax.models.resunet import DOWNSAMPLING
-from kd_jax.runtime.errors import ConfigError, UserError
+from kd_jax.runtime.errors import ConfigError
 from kd_jax.runtime.terminal import table
+from kd_jax.settings.model import multiple
 from kd_jax.training.mesh import make_mesh
 
 MESHES = ("1x1", "2x1", "1x2", "4x1", "2x2", "1x4", "8x1", "4x2", "2x4", "1x8")
@@ -61,16 +62,16 @@ def main() -> None:
   jax.config.update("jax_enable_compilation_cache", False)
   programs, flops = [], 0
   for number, text in enumerate(meshes, start=1):
-    data, space = _mesh_shape(text, sizes["side"])
+    data, space = _mesh_shape(text, sizes["side"], multiple(sizes["filters"]))
     began, patch = time.monotonic(), (sizes["side"],) * 3
-    config = train_step.settings(sizes["filters"], patch, data * arguments.batch, "float32")
-    flops = 3 * train_step.forward_flops(config.model, config.data.patch)
-    lowered, _ = train_step.lower_step(config, make_mesh(data, space))
+    settings = train_step.settings(sizes["filters"], patch, data * arguments.batch, "float32")
+    flops = 3 * forward_flops(settings.model, patch)
+    lowered, _ = train_step.lower_step(settings, make_mesh(data, space))
     compiled = lowered.compile(compiler_options=QUICK)
     found = collectives(compiled.as_text(), space)
     programs.append(Sharded(data, space, timing.program_bytes(compiled) or 0, found))
     seconds = time.monotonic() - began
-    print(f"{number}/{len(meshes)} {text}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    common.tell(f"{number}/{len(meshes)} {text}: {seconds:.0f} s")
 
   rows = [_row(program, arguments.batch) for program in programs]
   estimates = [
@@ -79,8 +80,7 @@ def main() -> None:
     for chips in arguments.chips
     if chips % base.space == 0
   ]
-  timing.write_json(arguments.json, vars(arguments) | sizes, {"meshes": rows, "paper": estimates})
-  print(timing.describe(timing.machine()))
+  timing.report(arguments.json, vars(arguments) | sizes, {"meshes": rows, "paper": estimates})
   print(
     f"filters {sizes['filters']}, patch {sizes['side']}^3, float32, {arguments.conv} convolutions; "
     f"{arguments.json}\nestimate on paper: {arguments.chip_tflops:g} TFLOP/s a chip x "
@@ -93,8 +93,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--small", action="store_true", help="a quarter of the filters, 32^3")
+  parser = common.parser(__doc__, "scaling", common.SMALL_STEP)
   parser.add_argument("--mesh", nargs="+", help=f"data x space, such as 4x2; default {MESHES}")
   parser.add_argument("--batch", type=int, default=1, help="samples on each row of the mesh")
   parser.add_argument("--conv", choices=["native", "depth_taps"], default="native")
@@ -104,18 +103,17 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--share", type=float, default=0.3, help="of the peak that the step reaches")
   parser.add_argument("--link-gb", type=float, default=45.0, help="GB/s that one chip sends")
   parser.add_argument("--latency-us", type=float, default=20.0, help="us that a collective costs")
-  parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/scaling.json"))
   return parser.parse_args()
 
 
-def _mesh_shape(text: str, side: int) -> tuple[int, int]:
+def _mesh_shape(text: str, side: int, least: int) -> tuple[int, int]:
   if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
     raise ConfigError(f"--mesh {text}: expected data x space, such as 4x2")
   data, space = int(match[1]), int(match[2])
   if not 1 <= data * space <= jax.device_count():
     raise ConfigError(f"--mesh {text}: there are {jax.device_count()} fake devices")
-  if side % (DOWNSAMPLING * space):
-    raise ConfigError(f"--mesh {text}: {side} is no multiple of {DOWNSAMPLING} x {space}")
+  if side % (least * space):
+    raise ConfigError(f"--mesh {text}: {side} is no multiple of {least} x {space}")
   return data, space
 
 
@@ -286,7 +284,4 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-  try:
-    main()
-  except UserError as error:
-    sys.exit(f"error: {error}")
+  common.command(main)

@@ -2,14 +2,13 @@
 
   python benchmarks/step_profile.py [--small] [--steps 5] [--trace DIR]
 
-Enqueues steps as the training loop does between two lines of its log, without looking at a result:
+Enqueues steps as the training loop does between two lines of its log, and reads no result:
 "host" is how long the host takes to enqueue one, "device" how long one takes until all are done.
 Where host is far below device, nothing in between waits. Then the same steps under jax.profiler:
 the busiest operations, with what part of the model they come from, as shares of all operations'
 time. --trace keeps the trace, for TensorBoard's profile plugin or ui.perfetto.dev.
 """
 
-import argparse
 import collections
 import gzip
 import json
@@ -22,14 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import timing, train_step
+from benchmarks import common, timing, train_step
 from kd_jax.runtime.terminal import table
-from kd_jax.training import step as step_lib
 from kd_jax.training.mesh import make_mesh
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = .*op_name=\"(?P<origin>[^\"]*)\"")
@@ -37,22 +33,19 @@ _SHOWN = 12
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--small", action="store_true", help="a quarter of the filters, 32^3")
+  parser = common.parser(__doc__, "step_profile", common.SMALL_STEP)
   parser.add_argument("--steps", type=int, default=5)
   parser.add_argument("--dtype", choices=["float32", "bfloat16"])
   parser.add_argument("--trace", type=Path, help="folder to keep the trace in")
-  parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/step_profile.json"))
   arguments = parser.parse_args()
   sizes = train_step.SMALL if arguments.small else train_step.PAPER
   dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-  config = train_step.settings(sizes["filters"], (sizes["side"],) * 3, 1, dtype)
+  settings = train_step.settings(sizes["filters"], (sizes["side"],) * 3, 1, dtype)
   mesh = make_mesh(1, 1)
-  lowered, new_state = train_step.lower_step(config, mesh)
-  print("compiling", file=sys.stderr, flush=True)
+  lowered, new_state = train_step.lower_step(settings, mesh)
+  common.tell("compiling")
   compiled = lowered.compile()
-  batch = jax.device_put(train_step.random_batch(config), step_lib.batch_sharding(mesh))
-  state, key = jax.device_put((new_state(), jax.random.key(0)), NamedSharding(mesh, P()))
+  state, batch, key = train_step.first_inputs(settings, mesh, new_state)
 
   def steps(count: int) -> tuple[float, float]:
     """Seconds of the host for one step, and until one is done."""
@@ -76,8 +69,7 @@ def main() -> None:
     for name, seconds in found.most_common(_SHOWN)
   ]
   result = {"host_seconds": host, "device_seconds": device, "operations": rows}
-  timing.write_json(arguments.json, {**sizes, "dtype": dtype, "steps": arguments.steps}, result)
-  print(timing.describe(timing.machine()))
+  timing.report(arguments.json, {**sizes, "dtype": dtype, "steps": arguments.steps}, result)
   print(f"filters {sizes['filters']}, patch {sizes['side']}^3, {dtype}; {arguments.json}")
   print(f"host {1e3 * host:.1f} ms a step to enqueue, device {1e3 * device:.1f} ms a step\n")
   print(table(["share", "operation"], [[f"{r['share']:.1%}", r["operation"]] for r in rows]))
@@ -107,4 +99,4 @@ def operations(folder: Path, origin: Mapping[str, str]) -> collections.Counter[s
 
 
 if __name__ == "__main__":
-  main()
+  common.command(main)

@@ -1,7 +1,6 @@
 """What every benchmark needs: fair timing, the machine's name, and a place for the numbers."""
 
 import json
-import os
 import platform
 import statistics
 import sys
@@ -14,6 +13,7 @@ import flax
 import jax
 import jaxlib
 
+from benchmarks import common
 from kd_jax import __version__
 from kd_jax.runtime.files import write_text
 
@@ -73,7 +73,7 @@ def machine() -> dict[str, str]:
   device = jax.devices()[0]
   found = {
     "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-    "processor": f"{_processor()}, {_cores()} cores",
+    "processor": f"{_processor()}, {common.cores()} cores",
     "python": platform.python_version(),
     "kd_jax": __version__,
     "jax": jax.__version__,
@@ -101,15 +101,16 @@ def _processor() -> str:
   return names[0] if names else platform.processor() or platform.machine()
 
 
-def _cores() -> int:
-  """Those that this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def write_json(path: Path, settings: Mapping[str, Any], rows: Any) -> None:
   """Settings, machine and rows of one benchmark. UserError if the file cannot be written."""
   result = {"settings": settings, "machine": machine(), "rows": rows}
   write_text(path, json.dumps(result, indent=1, default=str) + "\n")
+
+
+def report(path: Path, settings: Mapping[str, Any], rows: Any) -> None:
+  """Writes the JSON and prints the machine, the first line of every benchmark's report."""
+  write_json(path, settings, rows)
+  print(describe(machine()))
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int | None:

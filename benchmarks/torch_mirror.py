@@ -8,6 +8,7 @@ the volume, KD averaged over voxels, AdamW with clipping, confidence weights tha
 What our step does beside that and this one does not: the hard Dice of the logs.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_jax.method.objective import LossSettings
 from kd_jax.models import torch_names
-from kd_jax.models.framework import FrameworkSpec
-from kd_jax.settings.config import Config
+from kd_jax.settings import presets
+from kd_jax.settings.method import LossSettings
+from kd_jax.settings.model import ModelSettings
+from kd_jax.settings.run import Settings
+from kd_jax.settings.training import OptimizerSettings
 from kd_jax.tasks.labels import CLASSES, REGIONS
 from kd_jax.tasks.names import MODALITIES
 
@@ -142,20 +145,20 @@ class Fusion(nn.Module):
 class Mirror(nn.Module):
   """All networks; (B, M, D, H, W) images in MODALITIES order -> Outputs."""
 
-  def __init__(self, spec: FrameworkSpec):
-    if spec.attention != "channel" or spec.fusion_activation:
+  def __init__(self, settings: ModelSettings):
+    if settings.attention != "channel" or settings.fusion_activation:
       raise ValueError("the mirror has channel gates and no activation in the fusion only")
     super().__init__()
-    self.inputs = {name: _indices(modalities) for name, modalities in spec.teachers.items()}
-    self.student_inputs = _indices(spec.student)
+    self.inputs = {name: _indices(modalities) for name, modalities in settings.teachers.items()}
+    self.student_inputs = _indices(settings.student)
     self.teachers = nn.ModuleDict(
-      {name: ResUNet(len(own), spec.filters, False) for name, own in self.inputs.items()}
+      {name: ResUNet(len(own), settings.filters, False) for name, own in self.inputs.items()}
     )
-    channels = dict(zip(("level1", "level2"), spec.filters[1:3], strict=True))
+    channels = dict(zip(("level1", "level2"), settings.filters[1:3], strict=True))
     self.fusion = nn.ModuleDict(
-      {level: Fusion(len(self.inputs), channels[level]) for level in spec.levels}
+      {level: Fusion(len(self.inputs), channels[level]) for level in settings.levels}
     )
-    self.student = ResUNet(len(spec.student), spec.filters, True)
+    self.student = ResUNet(len(settings.student), settings.filters, True)
 
   def forward(self, images: Tensor) -> Outputs:
     teachers = {name: net(images[:, self.inputs[name]]) for name, net in self.teachers.items()}
@@ -178,17 +181,17 @@ def to_params(mirror: Mirror) -> dict[str, Any]:
     arrays = {name: x.detach().cpu().numpy() for name, x in module.state_dict().items()}
     return torch_names.convert(arrays, table)
 
-  cohort = {
-    "teachers": {name: convert(net, network) for name, net in mirror.teachers.items()},
+  teachers = {
+    "networks": {name: convert(net, network) for name, net in mirror.teachers.items()},
     "fusion": {level: convert(net, fusion) for level, net in mirror.fusion.items()},
   }
-  return {"cohort": cohort, "student": convert(mirror.student, network)}
+  return {"teachers": teachers, "student": convert(mirror.student, network)}
 
 
 # --- Losses -----------------------------------------------------------------------------------
 
 
-def comb(labels: Tensor, logits: Tensor) -> Tensor:
+def dice_jaccard_ce(labels: Tensor, logits: Tensor) -> Tensor:
   """(soft Dice loss + soft Jaccard loss + cross-entropy) / 3; labels (B, D, H, W)."""
   log_p = F.log_softmax(logits.float(), 1)
   p, truth = log_p.exp(), F.one_hot(labels, logits.shape[1]).movedim(-1, 1)
@@ -207,30 +210,32 @@ def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def objective(
-  outputs: Outputs, labels: Tensor, alpha: Mapping[str, Tensor], settings: LossSettings
+  outputs: Outputs, labels: Tensor, weights: Mapping[str, Tensor], settings: LossSettings
 ) -> tuple[Tensor, Tensor]:
-  """(cohort's loss, student's loss) as kd_jax.objective has them once distillation has begun."""
-  if settings != LossSettings(
-    temperature=settings.temperature, kd_from_epoch=settings.kd_from_epoch
+  """(teachers' loss, student's loss) as kd_jax.method.objective has them after `kd_from_epoch`."""
+  if settings != dataclasses.replace(
+    presets.settings("brats21:mtcm_kd").loss,
+    temperature=settings.temperature,
+    kd_from_epoch=settings.kd_from_epoch,
   ):
-    raise ValueError("the mirror has the terms of LossSettings' defaults only (mtcm_kd)")
+    raise ValueError("the mirror has the terms of the variant mtcm_kd only")
 
   def supervised(logits: Tensor) -> Tensor:
     stride = labels.shape[1] // logits.shape[2]
-    return comb(labels[:, ::stride, ::stride, ::stride], logits)
+    return dice_jaccard_ce(labels[:, ::stride, ::stride, ::stride], logits)
 
   own = outputs.student
-  cohort = sum(supervised(output.logits) for output in outputs.teachers.values())
+  teachers = sum(supervised(output.logits) for output in outputs.teachers.values())
   student = settings.supervised * supervised(own.logits)
   for name, output in outputs.teachers.items():
-    student = student + alpha[name] * kd(own.logits, output.logits, settings.temperature)
+    student = student + weights[name] * kd(own.logits, output.logits, settings.temperature)
   for level, fused in outputs.fused.items():
-    cohort = cohort + settings.cooperative[level] * supervised(fused)
-    weights, side = settings.side[level], own.side_logits[level]
-    student = student + weights.total * (
-      weights.supervised * supervised(side) + weights.kd * kd(side, fused, settings.temperature)
+    teachers = teachers + settings.cooperative[level] * supervised(fused)
+    of_side, side = settings.side[level], own.side_logits[level]
+    student = student + of_side.total * (
+      of_side.supervised * supervised(side) + of_side.kd * kd(side, fused, settings.temperature)
     )
-  return cohort, student
+  return teachers, student
 
 
 def soft_dice(logits: Tensor, labels: Tensor, regions: tuple[str, ...]) -> Tensor:
@@ -248,7 +253,7 @@ def soft_dice(logits: Tensor, labels: Tensor, regions: tuple[str, ...]) -> Tenso
 
 
 def make_step(
-  config: Config,
+  settings: Settings,
   batch: Mapping[str, Any],
   device: str,
   *,
@@ -259,7 +264,7 @@ def make_step(
   """A function that does one training step on a batch that never changes, and waits for its end.
 
   Args:
-    config: of the run; networks, losses, confidence and optimisers are taken from it.
+    settings: of the run; networks, losses, confidence and optimisers are taken from it.
     batch: {"image": (B, M, D, H, W), "label": (B, D, H, W)} NumPy arrays.
     device: "cpu" or "cuda".
     dtype: torch.bfloat16 computes under autocast.
@@ -268,50 +273,50 @@ def make_step(
   """
   torch.backends.cuda.matmul.allow_tf32 = True  # as JAX's default has it, and cuDNN's
   torch.backends.cudnn.benchmark = True
-  mirror = (net or Mirror(config.model)).to(device)
+  mirror = (net or Mirror(settings.model)).to(device)
   images = torch.from_numpy(batch["image"]).to(device).float()
   labels = torch.from_numpy(batch["label"]).to(device).long()
   if tuned:
     mirror = mirror.to(memory_format=torch.channels_last_3d)
   groups = {
-    "cohort": [*mirror.teachers.parameters(), *mirror.fusion.parameters()],
+    "teachers": [*mirror.teachers.parameters(), *mirror.fusion.parameters()],
     "student": list(mirror.student.parameters()),
   }
-  optimizers = {name: _adam(group, config.optim.groups[name]) for name, group in groups.items()}
+  optimizers = {name: _adam(group, settings.optim.groups[name]) for name, group in groups.items()}
   average = [parameter.detach().clone() for parameter in groups["student"]]
-  names, belief = list(mirror.teachers), config.confidence
+  names, confidence = list(mirror.teachers), settings.confidence
   scores = torch.full((len(names),), 1.0, device=device)
 
-  def loss_fn(images: Tensor, labels: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+  def loss_fn(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
       outputs = mirror(images)
-    by_name = dict(zip(names, alpha.unbind(), strict=True))
-    cohort, student = objective(outputs, labels, by_name, config.loss)
+    by_name = dict(zip(names, weights.unbind(), strict=True))
+    teachers, student = objective(outputs, labels, by_name, settings.loss)
     with torch.no_grad():
-      found = [soft_dice(o.logits, labels, belief.regions) for o in outputs.teachers.values()]
-    return cohort + student, torch.stack(found)
+      found = [soft_dice(o.logits, labels, confidence.regions) for o in outputs.teachers.values()]
+    return teachers + student, torch.stack(found)
 
   if tuned:
     loss_fn = torch.compile(loss_fn)
 
   def step() -> None:
-    total, found = loss_fn(images, labels, belief.total * scores / scores.sum())
+    total, found = loss_fn(images, labels, confidence.total * scores / scores.sum())
     total.backward()
     for name, optimizer in optimizers.items():
-      if limit := config.optim.groups[name].clip_norm:
+      if limit := settings.optim.groups[name].clip_norm:
         nn.utils.clip_grad_norm_(groups[name], limit)
       optimizer.step()
       optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
-      scores.lerp_(found, 1 - belief.ema_decay)
-      torch._foreach_lerp_(average, groups["student"], 1 - config.optim.ema_decay)
+      scores.lerp_(found, 1 - confidence.ema_decay)
+      torch._foreach_lerp_(average, groups["student"], 1 - settings.optim.ema_decay)
     if device == "cuda":
       torch.cuda.synchronize()
 
   return step
 
 
-def _adam(parameters: list[nn.Parameter], settings: Any) -> torch.optim.Optimizer:
+def _adam(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
   return torch.optim.AdamW(
     parameters,
     settings.learning_rate,

@@ -15,7 +15,6 @@ time on the clock; the processor's time (all cores of this process) is what they
 
 import argparse
 import itertools
-import math
 import os
 import sys
 import time
@@ -35,19 +34,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import timing
-from configs import common
-from kd_jax.models.framework import Framework, FrameworkSpec
+from benchmarks import common, timing
+from benchmarks.flops import forward_flops
+from kd_jax.models.framework import Framework
 from kd_jax.models.remat import REMATS
-from kd_jax.runtime.errors import UserError
+from kd_jax.runtime.memory import free_memory, memory
 from kd_jax.runtime.terminal import table
-from kd_jax.settings import config as config_lib
-from kd_jax.settings.config import Config
-from kd_jax.training import metric_averages as monitor
-from kd_jax.training import optimisers as optim
+from kd_jax.settings import presets
+from kd_jax.settings.run import Settings
 from kd_jax.training import step as step_lib
 from kd_jax.training.mesh import make_mesh
-from kd_jax.training.step import TrainState
+from kd_jax.training.optimisers import optimizer
+from kd_jax.training.state import TrainState, init_state
 
 PAPER = {"filters": (32, 64, 128, 256), "side": 128, "batches": (1, 2), "rounds": 4, "block": 5}
 SMALL = {"filters": (8, 16, 32, 64), "side": 32, "batches": (1,), "rounds": 3, "block": 2}
@@ -68,23 +66,22 @@ def main() -> None:
   on_cpu = jax.default_backend() == "cpu"
   dtypes = arguments.dtype or (["float32"] if on_cpu else ["bfloat16", "float32"])
   rows = []
-  memory = {"remat": arguments.remat, "accumulate": arguments.accumulate}
+  saving = {"remat": arguments.remat, "accumulate": arguments.accumulate}
   counted = {}
   for variants, dtype, batch in itertools.product(
     arguments.variants, dtypes, arguments.batch or sizes["batches"]
   ):
     patch = (sizes["side"],) * 3
-    config = settings(sizes["filters"], patch, batch, dtype, variants, **memory)
-    counted[variants] = 3 * forward_flops(config.model, patch)
-    print(f"{variants}, {dtype}, batch {batch}: compiling", file=sys.stderr, flush=True)
+    run = settings(sizes["filters"], patch, batch, dtype, variants, **saving)
+    counted[variants] = 3 * forward_flops(run.model, patch)
+    common.tell(f"{variants}, {dtype}, batch {batch}: compiling")
     block = arguments.steps or sizes["block"]
-    measured = measure(config, sizes["rounds"], block, arguments.against)
+    measured = measure(run, sizes["rounds"], block, arguments.against)
     rows += [{"variants": variants, **row} for row in measured]
-  known = {**sizes, **memory, "flops_per_sample": counted}
-  timing.write_json(arguments.json, known, rows)
-  print(timing.describe(timing.machine()))
+  known = {**sizes, **saving, "flops_per_sample": counted}
+  timing.report(arguments.json, known, rows)
   print(
-    f"filters {config.model.filters}, patch {sizes['side']}^3, remat {arguments.remat}, in "
+    f"filters {sizes['filters']}, patch {sizes['side']}^3, remat {arguments.remat}, in "
     f"{arguments.accumulate} part{'s' * (arguments.accumulate > 1)}; {arguments.json}"
   )
   samples = ", ".join(f"{name} {flops / 1e12:.4g}" for name, flops in counted.items())
@@ -93,8 +90,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--small", action="store_true", help="a quarter of the filters, 32^3")
+  parser = common.parser(__doc__, "train_step", common.SMALL_STEP)
   parser.add_argument("--against", choices=["torch"], help="time a PyTorch mirror beside it")
   parser.add_argument("--batch", type=int, nargs="+", help="default: 1 and 2, small: 1")
   parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"])
@@ -105,9 +101,8 @@ def _arguments() -> argparse.Namespace:
     "--variants",
     nargs="+",
     default=["mtcm_kd"],
-    help="of configs/common.py, each with commas; `default` is the recipe without any",
+    help="of kd_jax/settings/presets.py, each with commas; `default` is the recipe without any",
   )
-  parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/train_step.json"))
   arguments = parser.parse_args()
   if arguments.against and arguments.variants != ["mtcm_kd"]:
     parser.error("the PyTorch mirror has mtcm_kd alone: --against=torch goes with no --variants")
@@ -121,54 +116,24 @@ def settings(
   dtype: str,
   variants: str = "mtcm_kd",
   **train: Any,
-) -> Config:
+) -> Settings:
   """A recipe at some size: the published networks and terms, or `default`, or other variants.
 
   Args:
     train: settings of that name, such as remat.
 
   Raises:
-    ConfigError: unknown variants.
+    ConfigError: unknown variants, or a value that is not allowed.
   """
   variants = "" if variants == "default" else variants
-  raw = common.with_variants(common.base("benchmark", "none"), variants)
-  raw.model.filters, raw.model.dtype = tuple(filters), dtype
-  raw.data.patch, raw.data.batch = tuple(patch), batch
-  raw.train.update(train)
-  return config_lib.parse(config_lib.to_dict(raw))
-
-
-# --- FLOPs ------------------------------------------------------------------------------------
-
-_HALVINGS = {  # of the resolution that a kernel's outputs have
-  **{"stem": 0, "down1": 1, "down2": 2, "bridge": 3, "up2": 2, "up1": 1, "up0": 0, "head": 0},
-  **{"level1": 1, "level2": 2},
-}
-
-
-def forward_flops(spec: FrameworkSpec, patch: tuple[int, int, int]) -> int:
-  """Two for each multiply-add of all networks' convolutions, for one sample forward.
-
-  Zeros that pad count as numbers; norms, activations and losses (a few percent) do not count.
-  Backward costs twice as much: one such product for the inputs' gradients, one for the kernels'.
-  """
-  params = jax.eval_shape(Framework(spec).init, jax.random.key(0))
-  total = 0
-  for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
-    path = [key.key for key in keys]
-    if path[-1] == "kernel":
-      total += 2 * math.prod(leaf.shape) * _positions(path, patch)
-  return total
-
-
-def _positions(path: list[str], patch: tuple[int, int, int]) -> int:
-  """At how many positions a kernel multiplies with all of its numbers."""
-  if "channel" in path:
-    return 2  # a gate's MLP sees the mean and the maximum
-  halvings = next(_HALVINGS[name] for name in path if name in _HALVINGS)
-  if "upsample" in path:
-    halvings += 1  # each input voxel becomes a cube of its own
-  return math.prod(side >> halvings for side in patch)
+  overrides = {
+    "model.filters": tuple(filters),
+    "model.dtype": dtype,
+    "data.patch": tuple(patch),
+    "data.batch": batch,
+    **{f"train.{name}": value for name, value in train.items()},
+  }
+  return presets.settings(f"brats21:{variants}", overrides)
 
 
 # --- Programs ---------------------------------------------------------------------------------
@@ -190,25 +155,27 @@ class Program(NamedTuple):
   flops: float | None
 
 
-def lower_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Lowered, Callable[[], TrainState]]:
-  """The step of a configuration on a mesh, to be compiled, and what makes its first state."""
-  framework = Framework(config.model, config.train.remat)
-  optimizers = {name: optim.optimizer(own, 10**5) for name, own in config.optim.groups.items()}
+def lower_step(
+  settings: Settings, mesh: Mesh
+) -> tuple[jax.stages.Lowered, Callable[[], TrainState]]:
+  """The step of a run on a mesh, to be compiled, and what makes its first state."""
+  framework = Framework(settings.model, settings.train.remat)
+  optimizers = {name: optimizer(own, 10**5) for name, own in settings.optim.groups.items()}
   step = step_lib.make_train_step(
     framework,
     optimizers,
-    config.loss,
-    config.confidence,
+    settings.loss,
+    settings.confidence,
     steps_per_epoch=1,  # so that the second step distils
-    ema_decay=config.optim.ema_decay,
-    accumulate=config.train.accumulate,
+    ema_decay=settings.optim.ema_decay,
+    accumulate=settings.train.accumulate,
   )
 
   def new_state() -> TrainState:
-    key = jax.random.key(config.seed)
-    return step_lib.init_state(framework, optimizers, config.confidence, key, ema=True)
+    key = jax.random.key(settings.seed)
+    return init_state(framework, optimizers, settings.confidence, key, ema=True)
 
-  sides = (config.data.batch, *config.data.patch)
+  sides = (settings.data.batch, *settings.data.patch)
   batch = {
     "image": jax.ShapeDtypeStruct((sides[0], 4, *sides[1:]), jnp.float16),
     "label": jax.ShapeDtypeStruct(sides, jnp.uint8),
@@ -217,28 +184,36 @@ def lower_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Lowered, Callable
   return step_lib.compile_step(step, mesh).lower(jax.eval_shape(new_state), batch, key), new_state
 
 
-def random_batch(config: Config) -> dict[str, np.ndarray]:
+def random_batch(settings: Settings) -> dict[str, np.ndarray]:
   """Noise and random classes: a step's time does not depend on the numbers."""
-  rng, sides = np.random.default_rng(0), (config.data.batch, *config.data.patch)
+  rng, sides = np.random.default_rng(0), (settings.data.batch, *settings.data.patch)
   image = rng.standard_normal((sides[0], 4, *sides[1:]), np.float32).astype(np.float16)
   return {"image": image, "label": rng.integers(0, 4, sides, np.uint8)}
 
 
-def jax_program(config: Config) -> Program:
+def first_inputs(
+  settings: Settings, mesh: Mesh, new_state: Callable[[], TrainState]
+) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
+  """State, batch and key of the first step, on the devices."""
+  batch = jax.device_put(random_batch(settings), step_lib.batch_sharding(mesh))
+  replicated = NamedSharding(mesh, PartitionSpec())
+  state, key = jax.device_put((new_state(), jax.random.key(0)), replicated)
+  return state, batch, key
+
+
+def jax_program(settings: Settings) -> Program:
   """Our step on one device; state and batch are put there by its first call."""
   mesh = make_mesh(1, 1)
   began = time.perf_counter()
-  lowered, new_state = lower_step(config, mesh)
+  lowered, new_state = lower_step(settings, mesh)
   compiled = lowered.compile()
   seconds = time.perf_counter() - began
   held: dict[str, Any] = {}
 
   def run() -> None:
     if not held:
-      held["batch"] = jax.device_put(random_batch(config), step_lib.batch_sharding(mesh))
-      replicated = NamedSharding(mesh, PartitionSpec())
-      held["state"], held["key"] = jax.device_put((new_state(), jax.random.key(0)), replicated)
-    held["state"], metrics = compiled(held["state"], held["batch"], held["key"])
+      held["state"], *held["others"] = first_inputs(settings, mesh, new_state)
+    held["state"], metrics = compiled(held["state"], *held["others"])
     jax.block_until_ready((held["state"], metrics))
 
   flops = (compiled.cost_analysis() or {}).get("flops")
@@ -261,11 +236,13 @@ def matmul(dtype: str, side: int, chain: int) -> tuple[Callable[[], Any], float]
 # --- Measuring --------------------------------------------------------------------------------
 
 
-def measure(config: Config, rounds: int, block: int, against: str | None) -> list[dict[str, Any]]:
+def measure(
+  settings: Settings, rounds: int, block: int, against: str | None
+) -> list[dict[str, Any]]:
   """The rows of one dtype and batch: ours, and those it is compared with."""
-  dtype, batch = config.model.dtype, config.data.batch
-  counted = 3 * forward_flops(config.model, config.data.patch) * batch
-  ours = jax_program(config)
+  dtype, batch = settings.model.dtype, settings.data.batch
+  counted = 3 * forward_flops(settings.model, settings.data.patch) * batch
+  ours = jax_program(settings)
   row = {
     "program": "kd_jax",
     "dtype": dtype,
@@ -274,15 +251,15 @@ def measure(config: Config, rounds: int, block: int, against: str | None) -> lis
     "program_bytes": ours.bytes,
     "xla_over_counted": ours.flops / counted if ours.flops and ours.flops > 0 else None,
   }
-  free = monitor.free_memory()
+  free = free_memory()
   if free and ours.bytes and ours.bytes > free:
     return [row | {"note": f"does not fit into the {free / 1e9:.1f} GB that are free"}]
   side, chain = (2048, 1) if jax.default_backend() == "cpu" else (8192, 8)
   product, product_flops = matmul(dtype, side, chain)
-  programs = {"kd_jax": ours.run, **(_torch_programs(config) if against else {})}
-  peak_before = monitor.memory().get("memory/device_gb", 0.0)
+  programs = {"kd_jax": ours.run, **(_torch_programs(settings) if against else {})}
+  peak_before = memory().get("memory/device_gb", 0.0)
   spreads = timing.alternate({**programs, "matmul": product}, rounds, block)
-  peak = monitor.memory().get("memory/device_gb", 0.0)
+  peak = memory().get("memory/device_gb", 0.0)
   ceiling = product_flops / spreads.pop("matmul").least
   rows = []
   for name, spread in spreads.items():
@@ -304,49 +281,45 @@ def measure(config: Config, rounds: int, block: int, against: str | None) -> lis
   return rows
 
 
-def _torch_programs(config: Config) -> Mapping[str, Callable[[], None]]:
+def _torch_programs(settings: Settings) -> Mapping[str, Callable[[], None]]:
   """The mirror as written, and where there is CUDA as fast as PyTorch has it."""
   import torch
 
   from benchmarks import torch_mirror
 
   device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-  dtype, batch = getattr(torch, config.model.dtype), random_batch(config)
+  dtype, batch = getattr(torch, settings.model.dtype), random_batch(settings)
   kinds = {"torch eager": False} | ({"torch compile": True} if device == "cuda" else {})
   return {
-    name: torch_mirror.make_step(config, batch, device, dtype=dtype, tuned=tuned)
+    name: torch_mirror.make_step(settings, batch, device, dtype=dtype, tuned=tuned)
     for name, tuned in kinds.items()
   }
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-  """One line of the table; "-" for what is not known or not asked."""
+  """One line of the table."""
   seconds = row.get("seconds", {})
-
-  def cell(value: float | None, form: str, scale: float = 1.0) -> str:
-    return "-" if value is None else format(value * scale, form)
-
   return [
     row["variants"],
     row["program"] + (f" ({row['note']})" if "note" in row else ""),
     row["dtype"],
     str(row["batch"]),
-    cell(row.get("compile_seconds"), ".1f"),
-    *(cell(seconds.get(name), ".1f", 1e3) for name in ("median", "least", "most", "processor")),
-    cell(row.get("samples_per_second"), ".2f"),
-    cell(row.get("flops_per_second"), ".3f", 1e-12),
-    cell(row.get("ceiling_flops_per_second"), ".3f", 1e-12),
-    cell(row.get("share_of_ceiling"), ".0%"),
-    cell(row.get("xla_over_counted"), ".2f"),
-    cell(row.get("program_bytes"), ".2f", 1e-9),
-    cell(row.get("peak_gb"), ".2f"),
-    cell(row.get("time_over_kd_jax"), ".2f"),
-    cell(row.get("cpu_over_kd_jax"), ".2f"),
+    common.cell(row.get("compile_seconds"), ".1f"),
+    *(
+      common.cell(seconds.get(name), ".1f", 1e3)
+      for name in ("median", "least", "most", "processor")
+    ),
+    common.cell(row.get("samples_per_second"), ".2f"),
+    common.cell(row.get("flops_per_second"), ".3f", 1e-12),
+    common.cell(row.get("ceiling_flops_per_second"), ".3f", 1e-12),
+    common.cell(row.get("share_of_ceiling"), ".0%"),
+    common.cell(row.get("xla_over_counted"), ".2f"),
+    common.cell(row.get("program_bytes"), ".2f", 1e-9),
+    common.cell(row.get("peak_gb"), ".2f"),
+    common.cell(row.get("time_over_kd_jax"), ".2f"),
+    common.cell(row.get("cpu_over_kd_jax"), ".2f"),
   ]
 
 
 if __name__ == "__main__":
-  try:
-    main()
-  except UserError as error:
-    sys.exit(f"error: {error}")
+  common.command(main)

@@ -3,8 +3,8 @@
 python main.py --config=configs/brats21.py --config.data.root=/data/BraTS2021
 """
 
-from configs import common
+from kd_jax.settings import presets
 
 
-def get_config(arg: str = ""):
-  return common.with_variants(common.base("brats21", "data/BraTS2021"), arg)
+def get_config(variants: str = ""):
+  return presets.config_dict(f"brats21:{variants}")

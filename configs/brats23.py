@@ -3,8 +3,8 @@
 python main.py --config=configs/brats23.py --config.data.root=/data/BraTS2023
 """
 
-from configs import common
+from kd_jax.settings import presets
 
 
-def get_config(arg: str = ""):
-  return common.with_variants(common.base("brats23", "data/BraTS2023"), arg)
+def get_config(variants: str = ""):
+  return presets.config_dict(f"brats23:{variants}")

@@ -1,21 +1,48 @@
-"""What each --mode does, and which flags it takes."""
+"""The command line: what each --mode does, and which flags it takes."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from kd_jax.runtime.errors import ConfigError
+from kd_jax import command_flags
+from kd_jax.runtime.errors import ConfigError, UserError, printable
 
 # A mode imports what it needs itself: a mistyped flag is answered at once, and training does not
 # wait for what draws reports.
 if TYPE_CHECKING:
-  from kd_jax.prediction.predictor import Ensemble
+  from kd_jax.prediction.predictor import Predictor
   from kd_jax.runtime.terminal import Terminal
+  from kd_jax.settings.run import Settings
 
-_LOOK = ("window", "overlap", "mirror", "smallest_island", "smallest_et")
+_INFERENCE = ("window", "overlap", "mirror", "min_component_mm3", "min_et_mm3")
+
+
+# --- Start and end ------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> None:
+  """What absl's app runs, once the flags are parsed."""
+  try:
+    run(flags.FLAGS, command_flags.config(), argv[1:])
+  except UserError as error:
+    sys.exit(printable(f"error: {error}"))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """As absl does it, but what is wrong is one message instead of a traceback."""
+  try:
+    rest = flags.FLAGS(argv)
+    config = command_flags.config()
+    _ = config and config.to_dict  # that a file is missing shows only now
+    return rest
+  except AttributeError as error:  # from ml_collections, for a name that is not in the file
+    sys.exit(f"error: unknown setting {error}")
+  except (UserError, flags.Error, OSError) as error:
+    sys.exit(f"error: {error}")
 
 
 class Call(NamedTuple):
@@ -23,19 +50,30 @@ class Call(NamedTuple):
 
   Attributes:
     flags: absl's.
-    raw: the resolved configuration as a dict, or None.
+    settings: of the run, or None.
     arguments: what stands without a flag.
     terminal: where to tell.
   """
 
   flags: flags.FlagValues
-  raw: dict[str, Any] | None
+  settings: "Settings | None"
   arguments: list[str]
   terminal: "Terminal"
 
   def path(self, name: str) -> Path | None:
     value = self.flags[name].value
     return Path(os.path.expanduser(value)) if value else None
+
+  def needed_path(self, name: str) -> Path:
+    """Of a flag that the mode needs."""
+    path = self.path(name)
+    assert path is not None, f"--{name} is not among the flags that the mode needs"
+    return path
+
+  def needed_settings(self) -> "Settings":
+    """Of a mode that needs --config."""
+    assert self.settings is not None, "--config is not among the flags that the mode needs"
+    return self.settings
 
 
 def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
@@ -52,20 +90,17 @@ def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
 
   from kd_jax.runtime import processes, startup
   from kd_jax.runtime.terminal import Terminal, quiet_libraries
-  from kd_jax.settings import config as config_lib
+  from kd_jax.settings.run import parse
 
   quiet_libraries()
-  raw = None
-  if config is not None:
-    raw = config_lib.to_dict(config)
-    config_lib.parse(raw)
+  settings = None if config is None else parse(config.to_dict())
   startup.keep_compiled()
   processes.join(values.distributed, values.coordinator, values.processes, values.process)
   if jax.process_count() > 1 and not mode.shared:
     raise ConfigError(f"--mode={values.mode} is work for one process; start it alone")
   with processes.none_left_waiting():
-    mode.act(Call(values, raw, arguments, Terminal(jax.process_index())))
-    processes.wait()  # whoever leaves first would end those who still write
+    mode.act(Call(values, settings, arguments, Terminal(jax.process_index())))
+    processes.wait()  # the first process to leave would end those that still write
 
 
 # --- The modes --------------------------------------------------------------------------------
@@ -73,28 +108,26 @@ def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
 
 def train(call: Call) -> None:
   """Trains, or goes on where the work directory's last checkpoint stands."""
-  from kd_jax.settings import config as config_lib
+  from kd_jax.runs.layout import default_workdir
   from kd_jax.training.train import train
 
-  config = config_lib.parse(call.raw)
-  workdir = call.path("workdir") or Path(f"runs/{config.name}-fold{config.data.fold}")
-  train(call.raw, workdir, call.terminal)
+  settings = call.needed_settings()
+  workdir = call.path("workdir") or default_workdir(settings.name, settings.data.fold)
+  train(settings, workdir, call.terminal)
 
 
 def prepare(call: Call) -> None:
   """Checks every case and fills the cache."""
   from kd_jax.data import dataset
-  from kd_jax.settings import config as config_lib
 
-  config = config_lib.parse(call.raw)
-  dataset.report(config.data, call.terminal.progress, call.terminal.line)
+  dataset.report(call.needed_settings().data, call.terminal.progress, call.terminal.line)
 
 
 def evaluate(call: Call) -> None:
   """Scores students on cases that they were not trained on, or masks against truths."""
-  masks = (call.path("predictions"), call.path("truth"))
-  if any(masks):
-    if not all(masks):
+  predictions, truth = call.path("predictions"), call.path("truth")
+  if predictions or truth:
+    if not (predictions and truth):
       raise ConfigError("--predictions and --truth go together")
     _check_flags(call.flags, Mode(evaluate, optional=_MASKS))
   elif not (call.flags.checkpoint or call.flags.workdir):
@@ -104,9 +137,10 @@ def evaluate(call: Call) -> None:
   from kd_jax.evaluation.students import Choice
   from kd_jax.evaluation.students import evaluate as evaluate_students
 
-  if any(masks):
-    conventions = tuple(_convention(call, name) for name in ("labels", "prediction_labels"))
-    summary = evaluate_masks(*masks, conventions, call.path("output"), call.terminal)
+  if predictions and truth:
+    conventions = (_convention(call, "labels"), _convention(call, "prediction_labels"))
+    output = call.path("output")
+    summary = evaluate_masks(predictions, truth, conventions, output, call.terminal)
   else:
     choice = Choice(
       data_root=call.path("data_root"),
@@ -123,15 +157,14 @@ def cross_validate(call: Call) -> None:
   """Trains and scores every fold, then all cases out of fold."""
   from kd_jax.evaluation.case_results import check_complete
   from kd_jax.evaluation.cross_validate import cross_validate
-  from kd_jax.settings import config as config_lib
 
-  config = config_lib.parse(call.raw)
-  workdir = call.path("workdir") or Path(f"runs/{config.name}-cv")
+  settings = call.needed_settings()
+  workdir = call.path("workdir") or Path(f"runs/{settings.name}-cv")
   try:
     only = [int(fold) for fold in call.flags.folds]
   except ValueError as e:
     raise ConfigError(f"--folds={','.join(call.flags.folds)}: expected numbers") from e
-  if summary := cross_validate(call.raw, workdir, only, call.terminal):
+  if summary := cross_validate(settings, workdir, only, call.terminal):
     check_complete(summary)
 
 
@@ -147,39 +180,39 @@ def predict(call: Call) -> None:
   """Masks of new scans."""
   from kd_jax.prediction.predict import Output, predict
 
-  ensemble = _ensemble(call)
-  convention = _output_convention(call, ensemble)
-  output = Output(call.path("output"), convention, call.flags.probabilities)
-  predict(ensemble, call.path("input"), output, call.terminal)
+  predictor = _ensemble(call)
+  convention = _output_convention(call, predictor)
+  output = Output(call.needed_path("output"), convention, call.flags.probabilities)
+  predict(predictor, call.needed_path("input"), output, call.terminal)
 
 
 def visualize(call: Call) -> None:
   """Cases to look at, flat and in 3-D."""
   from kd_jax.report.visualize import visualize
 
-  ensemble = _ensemble(call)
-  convention = _output_convention(call, ensemble)
+  predictor = _ensemble(call)
+  convention = _output_convention(call, predictor)
   output = call.path("output") or Path("runs/visualize")
-  visualize(ensemble, call.path("input"), convention, output, call.terminal)
+  visualize(predictor, call.needed_path("input"), convention, output, call.terminal)
 
 
 def export_student(call: Call) -> None:
-  """A student as a directory to share."""
+  """A student as a directory that can be handed on."""
   from kd_jax.prediction.student_directory import export
   from kd_jax.runs.students import open_students
 
   students = open_students(call.flags.checkpoint)
   if len(students) > 1:
     raise ConfigError("--mode=export_student takes one run; predict averages several directories")
-  export(students[0], call.path("output"))
-  call.terminal.line(f"written: {call.path('output')}, to share and for --checkpoint")
+  export(students[0], call.needed_path("output"))
+  call.terminal.line(f"written: {call.path('output')}, to hand on and for --checkpoint")
 
 
 def import_torch(call: Call) -> None:
   """The published PyTorch student as such a directory."""
   from kd_jax.prediction.import_torch import import_torch
 
-  import_torch(call.path("input"), call.flags.modality, call.path("output"))
+  import_torch(call.needed_path("input"), call.flags.modality, call.needed_path("output"))
   call.terminal.line(f"written: {call.path('output')}, for --checkpoint")
 
 
@@ -205,13 +238,18 @@ _SCORED = ("data_root", "split", "exclude_training_subjects", "name_mapping", "l
 MODES = {
   "train": Mode(train, ("config",), ("workdir",), shared=True),
   "prepare": Mode(prepare, ("config",), shared=True),
-  "evaluate": Mode(evaluate, (), ("checkpoint", "workdir", *_LOOK, *_SCORED, *_MASKS), shared=True),
+  "evaluate": Mode(
+    evaluate, (), ("checkpoint", "workdir", *_INFERENCE, *_SCORED, *_MASKS), shared=True
+  ),
   "cross_validate": Mode(cross_validate, ("config",), ("workdir", "folds"), shared=True),
   "compare": Mode(compare, (), ("output",), arguments=2),
   "predict": Mode(
-    predict, ("checkpoint", "input", "output"), ("labels", "probabilities", *_LOOK), shared=True
+    predict,
+    ("checkpoint", "input", "output"),
+    ("labels", "probabilities", *_INFERENCE),
+    shared=True,
   ),
-  "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", *_LOOK)),
+  "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", *_INFERENCE)),
   "export_student": Mode(export_student, ("checkpoint", "output")),
   "import_torch": Mode(import_torch, ("input", "output"), ("modality",)),
 }
@@ -228,33 +266,26 @@ def _check_flags(values: flags.FlagValues, mode: Mode) -> None:
       raise ConfigError(f"--{flag} has no meaning for what --mode={name} is asked to do")
 
 
-def _ensemble(call: Call) -> "Ensemble":
-  """The students of --checkpoint (or --workdir), and how they look at volumes."""
-  from kd_jax.prediction.predictor import Ensemble
+def _ensemble(call: Call) -> "Predictor":
+  """The students of --checkpoint (or --workdir), with the inference settings of the flags."""
+  from kd_jax.prediction.predictor import Predictor
   from kd_jax.runs.students import open_students
 
   values = call.flags
   if values.checkpoint and values.workdir:
     raise ConfigError("--checkpoint and --workdir both name the student; give one")
   students = open_students(values.checkpoint or values.workdir)
-  return Ensemble(
-    students,
-    mode=values.window,
-    overlap=values.overlap,
-    mirror=values.mirror,
-    smallest_island=values.smallest_island,
-    smallest_et=values.smallest_et,
-  )
+  return Predictor(students, **{name: values[name].value for name in _INFERENCE})
 
 
 def _convention(call: Call, flag: str) -> str:
   from kd_jax.tasks import labels
 
-  value = call.flags[flag].value
+  value = str(call.flags[flag].value)
   return value if value == "auto" else labels.canonical(value)
 
 
-def _output_convention(call: Call, ensemble: "Ensemble") -> str:
+def _output_convention(call: Call, predictor: "Predictor") -> str:
   """Of the masks to write: as asked, or as the student's training data had it."""
   asked = _convention(call, "labels")
-  return ensemble.students[0].training["convention"] if asked == "auto" else asked
+  return predictor.students[0].training["convention"] if asked == "auto" else asked

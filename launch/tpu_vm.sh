@@ -10,7 +10,7 @@ set -eu
 # ~/kd_jax with its environment (make .venv, then .venv/bin/pip install "jax[tpu]").
 # --distributed: JAX asks the TPU's metadata who the others are.
 # /mnt/shared: a file system that all hosts have mounted (NFS): work directory, cache and data.
-# data.batch: a multiple of the slice's chips; or let chips share a volume with train.space.
+# data.batch: a multiple of the slice's chips; or let chips share a volume: train.spatial_shards.
 gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" --worker=all --command="
   cd ~/kd_jax && .venv/bin/python main.py \
     --distributed \

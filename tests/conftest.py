@@ -9,17 +9,19 @@ import tempfile
 
 import pytest
 import rich.console
-from absl import flags
+from quick import STEADY, as_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    as_flags(STEADY),
+    os.environ.get("XLA_FLAGS", ""),  # the last one counts
+    "--xla_force_host_platform_device_count=8",
+  ]
+)
 _OWN_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else xdist's workers have it from their parent
   _OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kd_jax-tests-")
-
-flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 
 
 def pytest_unconfigure():
@@ -35,3 +37,15 @@ def terminal():
   terminal = Terminal()
   terminal.console = rich.console.Console(file=io.StringIO(), width=300)
   return terminal
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  """The name of the smallest network (helpers/tiny.py); model.network may be that meanwhile."""
+  from tiny import KIND, NAME
+
+  from kd_jax.models.networks import NETWORKS
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(NETWORKS, NAME, KIND)
+    yield NAME

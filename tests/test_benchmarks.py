@@ -14,10 +14,12 @@ import pytest
 from quick import QUICK
 
 from benchmarks import scaling, timing, train_step
+from benchmarks.flops import forward_flops
 from kd_jax.method.objective import objective
 from kd_jax.models import conv
-from kd_jax.models.framework import Framework, FrameworkSpec
+from kd_jax.models.framework import Framework
 from kd_jax.runtime.errors import ConfigError
+from kd_jax.settings.model import ModelSettings
 from kd_jax.training.mesh import make_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +30,10 @@ PAPER = train_step.PAPER
 
 
 def hand_count(filters, side, heads):
-  """Multiply-adds of one network with one modality, level by level, from METHOD §1."""
+  """Multiply-adds of one network with one modality, level by level.
+
+  Source: docs/method.md, "Networks".
+  """
   f0, f1, f2, f3 = filters
   v0, v1, v2, v3 = (side**3 // 8**k for k in range(4))
 
@@ -47,18 +52,18 @@ def hand_count(filters, side, heads):
 
 def test_flops_are_those_of_a_hand_count():
   filters, side = (4, 8, 12, 16), 16
-  spec = FrameworkSpec(student=("t1ce",), teachers={"t2": ("t2",)}, filters=filters)
+  spec = ModelSettings(student=("t1ce",), teachers={"t2": ("t2",)}, filters=filters)
   f1 = filters[1]
   fusion = 2 * 2 * f1 * 1 + (4 * f1 + 4 * 4) * (side // 2) ** 3
   expected = 2 * (hand_count(filters, side, 1) + hand_count(filters, side, 0) + fusion)
-  assert train_step.forward_flops(spec, (side,) * 3) == expected
+  assert forward_flops(spec, (side,) * 3) == expected
 
 
 def test_flops_are_those_of_the_traced_program(monkeypatch):
   """Every convolution and matrix product in the networks' own program, padding included."""
   # Forms for the CPU may need fewer multiplications than they stand for.
   monkeypatch.setattr(conv, "conv3d", functools.partial(conv.conv3d, impl="native"))
-  spec = FrameworkSpec(
+  spec = ModelSettings(
     student=("t1ce", "t1"),
     teachers={"t2": ("t2",)},
     filters=(4, 8, 12, 32),
@@ -69,7 +74,7 @@ def test_flops_are_those_of_the_traced_program(monkeypatch):
   params = jax.eval_shape(framework.init, jax.random.key(0))
   images = jax.ShapeDtypeStruct((1, 4, *patch), jnp.float32)
   traced = flops_of(jax.make_jaxpr(framework)(params, images).jaxpr)
-  assert train_step.forward_flops(spec, patch) == traced
+  assert forward_flops(spec, patch) == traced
 
 
 def flops_of(jaxpr):
@@ -89,9 +94,9 @@ def flops_of(jaxpr):
 
 
 def test_the_papers_step_has_about_21_teraflop_a_sample():
-  config = train_step.settings(PAPER["filters"], (PAPER["side"],) * 3, 1, "float32")
-  assert len(config.model.teachers) == 3
-  counted = 3 * train_step.forward_flops(config.model, config.data.patch)
+  settings = train_step.settings(PAPER["filters"], (PAPER["side"],) * 3, 1, "float32")
+  assert len(settings.model.teachers) == 3
+  counted = 3 * forward_flops(settings.model, settings.data.patch)
   assert counted == pytest.approx(21.3e12, rel=0.01)
 
 
@@ -178,9 +183,9 @@ def test_what_a_device_sends():
 
 def test_an_impossible_mesh_is_named():
   with pytest.raises(ConfigError, match="multiple"):
-    scaling._mesh_shape("1x8", 32)
+    scaling._mesh_shape("1x8", 32, 8)
   with pytest.raises(ConfigError, match="4x2"):
-    scaling._mesh_shape("four", 32)
+    scaling._mesh_shape("four", 32, 8)
 
 
 # --- PyTorch ----------------------------------------------------------------------------------
@@ -192,7 +197,7 @@ def test_the_mirror_computes_the_same(gradients):
   torch = pytest.importorskip("torch")
   from benchmarks import torch_mirror
 
-  spec = FrameworkSpec(
+  spec = ModelSettings(
     student=("t1ce",), teachers={"flair": ("flair",), "t2": ("t2",)}, filters=(4, 4, 8, 8)
   )
   torch.manual_seed(0)
@@ -204,15 +209,13 @@ def test_the_mirror_computes_the_same(gradients):
   rng = np.random.default_rng(0)
   images = rng.standard_normal((2, 4, 16, 16, 24), np.float32)
   labels = rng.integers(0, 4, (2, 16, 16, 24))
-  loss, alpha = (
-    train_step.settings(spec.filters, (16, 16, 16), 2, "float32").loss,
-    {"flair": 0.2, "t2": 0.3},
-  )
+  loss = train_step.settings(spec.filters, (16, 16, 16), 2, "float32").loss
+  weights = {"flair": 0.2, "t2": 0.3}
 
   def loss_fn(params):
     outputs = framework(params, images)
     y = jnp.asarray(labels)
-    total, terms = objective(outputs, y, alpha, jnp.asarray(True), loss, y >= 0)
+    total, terms = objective(outputs, y, weights, jnp.asarray(1.0), loss, y >= 0)
     return total, (outputs, terms)
 
   run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True) if gradients else loss_fn)
@@ -220,10 +223,10 @@ def test_the_mirror_computes_the_same(gradients):
   (total, (ours, terms)), grads = result if gradients else (result, None)
 
   theirs = mirror(torch.from_numpy(images))
-  cohort, student = torch_mirror.objective(theirs, torch.from_numpy(labels), alpha, loss)
+  teachers, student = torch_mirror.objective(theirs, torch.from_numpy(labels), weights, loss)
   pairs = {
-    "total": (total, cohort + student),
-    "cohort": (terms["loss/cohort"], cohort),
+    "total": (total, teachers + student),
+    "teachers": (terms["loss/teachers"], teachers),
     "student": (terms["loss/student"], student),
     "fused": (ours.fused["level1"], theirs.fused["level1"]),
     **{
@@ -237,9 +240,10 @@ def test_the_mirror_computes_the_same(gradients):
     np.testing.assert_allclose(a, b.numpy(), 1e-4, 1e-4, err_msg=name)
 
   if gradients:
-    (cohort + student).backward()
+    (teachers + student).backward()
     for parameter in mirror.parameters():
-      parameter.data = parameter.grad
+      untouched = torch.zeros_like(parameter)  # level 2's side head has no loss at one level
+      parameter.data = untouched if parameter.grad is None else parameter.grad
     for a, b in zip(*map(jax.tree.leaves, (grads, torch_mirror.to_params(mirror))), strict=True):
       np.testing.assert_allclose(a, b, 1e-3, 1e-5)
 
@@ -248,11 +252,13 @@ def test_the_mirrors_step_trains():
   torch = pytest.importorskip("torch")
   from benchmarks import torch_mirror
 
-  config = train_step.settings((4, 4, 8, 8), (16, 16, 16), 1, "float32")
-  batch, rate = train_step.random_batch(config), config.optim.student.learning_rate
-  mirror = torch_mirror.Mirror(config.model)
+  settings = train_step.settings((4, 4, 8, 8), (16, 16, 16), 1, "float32")
+  batch, rate = train_step.random_batch(settings), settings.optim.student.learning_rate
+  mirror = torch_mirror.Mirror(settings.model)
   before = [parameter.detach().clone() for parameter in mirror.parameters()]
-  step = torch_mirror.make_step(config, batch, "cpu", dtype=torch.float32, tuned=False, net=mirror)
+  step = torch_mirror.make_step(
+    settings, batch, "cpu", dtype=torch.float32, tuned=False, net=mirror
+  )
   step()
   after = [parameter.detach() for parameter in mirror.parameters()]
   moved = np.array([float((a - b).abs().max()) for a, b in zip(before, after, strict=True)])

@@ -15,14 +15,9 @@ from kd_jax.data import nifti
 from kd_jax.evaluation.compare import read_scores
 from kd_jax.evaluation.masks import evaluate_masks
 from kd_jax.prediction.predict import Output, predict
-from kd_jax.prediction.predictor import Ensemble, Prepared
+from kd_jax.prediction.predictor import Predictor, Prepared
 from kd_jax.runs.log import RunLog
-from kd_jax.runtime.errors import (
-  CaseError,
-  UserError,
-  one_line,
-  printable,
-)
+from kd_jax.runtime.errors import CaseError, UserError, one_line, printable
 from kd_jax.runtime.files import write_text
 from kd_jax.runtime.terminal import Terminal
 
@@ -34,10 +29,10 @@ NAMES = [
 NAMES = [name for name in NAMES if not name.startswith(".")]  # hidden ones are passed over
 
 
-class Sphere(Ensemble):
+class Sphere(Predictor):
   """Says ET wherever the scan is bright: nothing is compiled."""
 
-  def predict(self, prepared: Prepared) -> np.ndarray:
+  def probabilities(self, prepared: Prepared) -> np.ndarray:
     et = (prepared.images[0] > 0).astype(np.float32)
     return np.stack([1 - et, 0 * et, 0 * et, et])
 

@@ -1,1 +1,6 @@
-"""From cases on disk to batches on devices: cases, nifti, grid, cache, folds, pipeline, augment."""
+"""From files on disk to batches: cases, checks, cache, patches, augmentation, generated cases.
+
+No network runs here. It also prepares what a student reads in prediction.
+"""
+
+USES = ("runtime", "tasks", "settings")  # rooms that may be imported here

@@ -11,34 +11,17 @@ import multiprocessing
 import os
 import shutil
 import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from kd_jax.data.case_checks import missing_files, source_files
 from kd_jax.data.cases import Case
-from kd_jax.data.entry import (
-  CacheSettings,
-  Entry,
-  build_entry,
-  entry_key,
-  file_hash,
-  open_entry,
-  verify_entry,
-)
-from kd_jax.runtime.errors import CaseError, UserError, one_line
+from kd_jax.data.entry import build_entry, entry_key, file_hash, verify_entry
+from kd_jax.runtime import child_processes
+from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.runtime.files import is_abandoned, write_text
-
-__all__ = [
-  "CacheSettings",
-  "Entry",
-  "error_table",
-  "open_entry",
-  "prepare",
-  "sweep",
-  "verify_entry",
-]
+from kd_jax.settings.data import CacheSettings
 
 _INDEX = "files.json"
 _SAVE_INDEX_EVERY = 50  # cases
@@ -111,9 +94,9 @@ def prepare(
       ready[case.name] = there[case.name]
       report(case)
   try:
-    for case, (path, found, hashes) in _results(todo, cache_dir, settings, index, workers):
+    for case, (path, findings, hashes) in _results(todo, cache_dir, settings, index, workers):
       index |= hashes
-      errors[case.name] = found
+      errors[case.name] = findings
       if path:
         ready[case.name] = path
       report(case)
@@ -125,20 +108,6 @@ def prepare(
   return (
     {case.name: ready[case.name] for case in cases if case.name in ready},
     [error for case in cases for error in errors.get(case.name, ())],
-  )
-
-
-def error_table(errors: Sequence[CaseError]) -> str:
-  """Findings as a plain-text table, one a line: case | file | finding | remedy."""
-  rows = [("case", "file", "finding", "remedy")]
-  rows += [
-    tuple(map(one_line, (e.case, os.path.basename(e.file), e.finding, e.remedy))) for e in errors
-  ]
-  widths = [max(len(row[i]) for row in rows) for i in range(4)]
-  rows.insert(1, tuple("-" * width for width in widths))
-  return "\n".join(
-    " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    for row in rows
   )
 
 
@@ -161,17 +130,25 @@ def _results(
     for task in tasks:
       yield task[0], _work(*task)
     return
+  child_processes.refuse_second_run()
+  others, children = set(multiprocessing.active_children()), set()
   # spawn: a fork of a process with threads (JAX has many) can hang.
   pool = futures.ProcessPoolExecutor(
-    workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+    workers, multiprocessing.get_context("spawn"), initializer=child_processes.end_with_parent
   )
   waiting = {}
   try:
-    waiting = {pool.submit(_work, *task): task[0] for task in tasks}
+    with child_processes.importable_main():
+      waiting = {pool.submit(_work, *task): task[0] for task in tasks}
+    children = set(multiprocessing.active_children()) - others
     for future in futures.as_completed(list(waiting)):
       result = future.result()
       yield waiting.pop(future), result
   except BrokenProcessPool as e:
+    pool.shutdown(cancel_futures=True)  # until then not all have a status
+    if any(child.exitcode == child_processes.STARTED_AGAIN for child in children):
+      one = "prepare the cases with one process (data.prepare_workers=1)"
+      raise UserError(child_processes.unguarded(one)) from e
     # The pool does not say which; cases are taken in order, a few ahead.
     suspects = ", ".join(case.name for case in list(waiting.values())[: workers + 1])
     raise UserError(
@@ -201,22 +178,13 @@ def _cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _end_with_parent() -> None:
-  """Ends this worker when its parent is killed; it would wait for work for ever."""
-
-  def watch():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
-
-
 def _ready_entry(case: Case, cache_dir: Path, settings: CacheSettings, index: Index) -> Path | None:
   """The entry of a case whose files are as the index has them, if it is there."""
   known = _known(case, index)
   files = source_files(case)
-  hashes = {kind: known.get(os.path.abspath(path)) for kind, path in files.items()}
-  if None in hashes.values() or missing_files(case, settings.require_seg):
+  by_path = {kind: os.path.abspath(path) for kind, path in files.items()}
+  hashes = {kind: known[path] for kind, path in by_path.items() if path in known}
+  if len(hashes) < len(files) or missing_files(case, settings.require_seg):
     return None
   path = cache_dir / entry_key(case, hashes, settings)
   return path if path.exists() else None
@@ -229,7 +197,9 @@ def _known(case: Case, index: Index) -> dict[str, str]:
   """The hashes, by path, of a case's files that have not changed since they were read."""
   known = {}
   for path in map(os.path.abspath, source_files(case).values()):
-    size, mtime, sha256 = index.get(path, (None, None, None))
+    if path not in index:
+      continue
+    size, mtime, sha256 = index[path]
     try:
       stat = os.stat(path)
     except OSError:

@@ -51,7 +51,7 @@ def check_volumes(case: Case, volumes: Mapping[str, nifti.Volume]) -> list[CaseE
 
   # The file that most others agree with is taken as right, so the odd one is the one named.
   agreeing = {k: sum(_differs(v, o) is None for o in volumes.values()) for k, v in volumes.items()}
-  reference = max(agreeing, key=agreeing.get, default=None)
+  reference = max(agreeing, key=agreeing.__getitem__, default="")
   for kind, volume in volumes.items():
     if difference := _differs(volume, volumes[reference]):
       add(kind, f"{difference} of {reference}", "All files of a case must share one voxel grid.")

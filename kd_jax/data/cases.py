@@ -29,7 +29,8 @@ class Case:
     folder: where the files are.
     images: modality -> file; a modality without a file has no key.
     seg: the label map, or None.
-    convention: what the numbers in seg mean, a key of labels.CONVENTIONS.
+    convention: what the numbers in seg mean, a key of labels.CONVENTIONS; None without a seg of
+      known kind.
   """
 
   name: str
@@ -37,7 +38,19 @@ class Case:
   folder: Path
   images: dict[str, Path]
   seg: Path | None
-  convention: str
+  convention: str | None
+
+  @property
+  def label_map(self) -> tuple[Path, str]:
+    """The label map and its convention; for cases that have one."""
+    assert self.seg is not None and self.convention is not None, f"{self.name} has no label map"
+    return self.seg, self.convention
+
+
+def loose_case(name: str, images: dict[str, Path]) -> Case:
+  """A case of loose images: its folder is the first image's, its patient follows from its name."""
+  folder = next(iter(images.values())).parent
+  return Case(name, patient_of(name), folder, images, None, None)
 
 
 def find_cases(root: str | os.PathLike, labels: str = "auto") -> list[Case]:

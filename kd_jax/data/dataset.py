@@ -10,62 +10,13 @@ import jax
 from kd_jax.data import cache, folds
 from kd_jax.data.cases import Case, find_cases
 from kd_jax.data.demo import writer as demo
-from kd_jax.data.entry import CacheSettings
-from kd_jax.data.pipeline import SamplingSettings
 from kd_jax.runtime import processes
 from kd_jax.runtime.errors import CaseError, UserError
+from kd_jax.runtime.terminal import error_table
+from kd_jax.settings.data import DataSettings
 
-FOLDS_FILE = "folds.json"
 # label -> (done, total, name of the latest) -> None: what shows progress, e.g. RunLog.progress.
 Progress = Callable[[str], Callable[..., None]]
-
-
-@dataclass(frozen=True)
-class DataSettings:
-  """Which cases, and how they become training samples.
-
-  Attributes:
-    root: folder of cases, in any BraTS year's layout.
-    labels: what the numbers in seg files mean: "auto", or a key of labels.CONVENTIONS.
-    cache: folder of prepared cases; several runs and data sets can share one.
-    spacing, normalise, grid: see CacheSettings.
-    patch, tumour, workers: see SamplingSettings.
-    batch: samples a step, over all devices.
-    folds, folds_seed: cross-validation by patient.
-    folds_file: JSON with folds to use instead; "" for none.
-    fold: the one to validate on.
-    skip_bad_cases: go on without cases that cannot be used.
-    prepare_workers: processes; 0 for one a core.
-    demo_cases: write so many demonstration cases to root first; 0 for none.
-    demo_seed: of those.
-  """
-
-  root: str
-  labels: str
-  cache: str
-  spacing: float
-  normalise: str
-  grid: str
-  patch: tuple[int, int, int]
-  tumour: float
-  workers: int
-  batch: int
-  folds: int
-  folds_seed: int
-  folds_file: str
-  fold: int
-  skip_bad_cases: bool
-  prepare_workers: int
-  demo_cases: int
-  demo_seed: int
-
-  @property
-  def cache_settings(self) -> CacheSettings:
-    return CacheSettings(self.spacing, self.normalise, self.grid)
-
-  @property
-  def sampling(self) -> SamplingSettings:
-    return SamplingSettings(self.patch, self.tumour, self.workers)
 
 
 @dataclass(frozen=True)
@@ -97,7 +48,8 @@ def prepare(
   if settings.demo_cases:
     with processes.first_before_others():  # who find nothing left to write
       report = progress("writing demonstration cases")
-      demo.write_dataset(settings.root, settings.demo_cases, settings.demo_seed, workers, report)
+      root = Path(settings.root)
+      demo.write_dataset(root, settings.demo_cases, settings.demo_seed, workers, report)
   cases = find_cases(settings.root, settings.labels)
   own, bad = cache.prepare(
     processes.share(cases),
@@ -124,16 +76,16 @@ def report(settings: DataSettings, progress: Progress, tell: Callable[[str], Non
   if bad and not settings.skip_bad_cases:
     raise bad_cases_error(bad)
   if bad:
-    tell(f"left out, as you asked:\n{cache.error_table(bad)}")
+    tell(f"left out, as you asked:\n{error_table(bad)}")
 
 
 def open_dataset(
   settings: DataSettings,
-  workdir: Path,
+  folds_path: Path,
   progress: Progress,
   tell: Callable[[str], None] | None = None,
 ) -> Dataset:
-  """The cases of the settings' fold; prepares what is missing, keeps the folds in the workdir.
+  """The cases of the settings' fold; prepares what is missing, keeps the folds in a file.
 
   Raises:
     UserError: cases that cannot be used (unless they may be skipped), or none left.
@@ -143,8 +95,7 @@ def open_dataset(
     raise bad_cases_error(bad)
   given = settings.folds_file or None
   with processes.first_before_others():
-    path, seed = workdir / FOLDS_FILE, settings.folds_seed
-    kept = folds.read_or_make(path, cases, settings.folds, seed, given)
+    kept = folds.read_or_make(folds_path, cases, settings.folds, settings.folds_seed, given)
   train, val = (
     [name for name in names if name in entries] for names in folds.split(kept, settings.fold)
   )
@@ -158,7 +109,7 @@ def open_dataset(
 def bad_cases_error(bad: list[CaseError]) -> UserError:
   names = len({error.case for error in bad})
   return UserError(
-    f"{names} case{'s' * (names > 1)} cannot be used:\n\n{cache.error_table(bad)}\n\n"
+    f"{names} case{'s' * (names > 1)} cannot be used:\n\n{error_table(bad)}\n\n"
     "Mend them, or go on without them: --config.data.skip_bad_cases=True"
   )
 

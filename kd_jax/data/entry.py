@@ -27,47 +27,15 @@ from kd_jax.data.case_checks import missing_files, read_volumes, source_files
 from kd_jax.data.cases import Case
 from kd_jax.data.preprocess import FOREGROUND_VOXELS, foreground_voxels, to_arrays
 from kd_jax.data.subjects import content_hash
-from kd_jax.runtime.errors import (
-  CaseError,
-  ConfigError,
-  UserError,
-  did_you_mean,
-)
+from kd_jax.runtime.errors import CaseError, UserError
+from kd_jax.settings.data import CacheSettings
 from kd_jax.tasks import labels
 from kd_jax.tasks.names import MODALITIES
 
 FORMAT = 2
-NORMALISATIONS = ("zscore", "paper")
-GRIDS = ("brain", "paper")
-SPACING_MM = (0.1, 20.0)
 # NumPy reads a file's header with Python's parser, which in Python 3.11 now and then raises
 # SystemError where two threads use it at once ("AST constructor recursion depth mismatch").
 _OPENING = threading.Lock()
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-  """What an entry looks like.
-
-  Attributes:
-    spacing: the grid's voxel edge in mm (brain grid only).
-    normalise: "zscore" over the brain's voxels, or "paper" (the published code's formula).
-    grid: "brain", the brain's bounding box; or "paper", slices 3..146 at 128^3.
-    require_seg: a case without a label map is an error.
-  """
-
-  spacing: float = 1.0
-  normalise: str = "zscore"
-  grid: str = "brain"
-  require_seg: bool = True
-
-  def __post_init__(self):
-    if self.normalise not in NORMALISATIONS:
-      raise ConfigError(did_you_mean("normalisation", self.normalise, NORMALISATIONS))
-    if self.grid not in GRIDS:
-      raise ConfigError(did_you_mean("grid", self.grid, GRIDS))
-    if not SPACING_MM[0] <= self.spacing <= SPACING_MM[1]:
-      raise ConfigError(f"spacing = {self.spacing} mm is not between 0.1 and 20")
 
 
 @dataclass(frozen=True)
@@ -111,7 +79,7 @@ def open_entry(path: str | os.PathLike) -> Entry:
   return Entry(path, arrays["images"], arrays.get("labels"), foreground, meta)
 
 
-def _map(path: Path, name: str) -> np.ndarray:
+def _map(path: Path, name: str) -> np.memmap:
   with _OPENING:
     return np.load(path / f"{name}.npy", mmap_mode="r")
 
@@ -164,7 +132,7 @@ def build_entry(
   arrays, voxels = {}, None
   if seg is not None:
     try:
-      classes = labels.to_classes(seg.data, case.convention)
+      classes = labels.to_classes(seg.data, case.label_map[1])
     except ValueError as e:
       remedy = "Correct the file, or set the label convention that this data set has."
       errors.append(CaseError(case.name, case.seg, str(e), remedy))
@@ -196,7 +164,7 @@ def build_entry(
     "class_voxels": voxels,
     "content": {m: content_hash(volumes[m].data) for m in MODALITIES},
     "sources": {k: {"name": p.name, "sha256": hashes[k]} for k, p in source_files(case).items()},
-    "crc32": {name: zlib.crc32(array) for name, array in arrays.items()},
+    "crc32": {name: zlib.crc32(array.data) for name, array in arrays.items()},
   }
   _write_entry(path, arrays, meta)
   return path, []

@@ -5,10 +5,13 @@ the centre of output voxel i lies at (i + 1/2) * in / out - 1/2 on the input (ha
 Nearest neighbour takes source index floor(i * in / out) instead, the published protocol's rule.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
+
+from kd_jax.runtime.arrays import Box, bounding_box
 
 Triple = tuple[int, int, int]
 PAPER_SHAPE = (128, 128, 128)
@@ -31,11 +34,12 @@ class Grid:
     return asdict(self)
 
   @classmethod
-  def from_json(cls, fields: dict) -> "Grid":
-    return cls(**{k: v if k == "nearest" else tuple(v) for k, v in fields.items()})
+  def from_json(cls, fields: Mapping[str, Any]) -> "Grid":
+    values: dict[str, Any] = {k: v if k == "nearest" else tuple(v) for k, v in fields.items()}
+    return cls(**values)
 
   @property
-  def box(self) -> tuple[slice, slice, slice]:
+  def box(self) -> Box:
     """The crop, as slices of the native volume."""
     return tuple(slice(a, a + n) for a, n in zip(self.start, self.size, strict=True))
 
@@ -45,31 +49,25 @@ class Grid:
     return replace(self, native_shape=self.size, start=(0, 0, 0))
 
 
-def brain_grid(
-  brain: np.ndarray, voxel_mm: Sequence[float], spacing_mm: float, margin: int = 0
-) -> Grid:
+def brain_grid(brain: np.ndarray, voxel_mm: Sequence[float], spacing_mm: float) -> Grid:
   """The brain's bounding box at (nearly) spacing_mm; the identity where the scan has it already.
 
   Args:
     brain: (D, H, W) boolean.
     voxel_mm: the scan's voxel edges.
     spacing_mm: the voxel edge wanted; the grid's is off by what makes a whole number of voxels.
-    margin: native voxels to add on each side, inside the scan.
 
   Raises:
     ValueError: brain is empty.
   """
+  box = bounding_box(brain)
+  if box is None:
+    raise ValueError("the brain mask is empty")
   start, size, shape = [], [], []
-  for axis in range(3):
-    other = tuple(a for a in range(3) if a != axis)
-    inside = np.flatnonzero(brain.any(axis=other))
-    if not inside.size:
-      raise ValueError("the brain mask is empty")
-    lo = max(int(inside[0]) - margin, 0)
-    hi = min(int(inside[-1]) + 1 + margin, brain.shape[axis])
-    start.append(lo)
-    size.append(hi - lo)
-    shape.append(max(1, round((hi - lo) * voxel_mm[axis] / spacing_mm)))
+  for axis, part in enumerate(box):
+    start.append(part.start)
+    size.append(part.stop - part.start)
+    shape.append(max(1, round(size[-1] * voxel_mm[axis] / spacing_mm)))
   return Grid(brain.shape, tuple(start), tuple(size), tuple(shape))
 
 
@@ -78,10 +76,10 @@ def paper_grid(native_shape: Triple) -> Grid:
 
   A volume that is not 155 slices deep gives its first 147 slices (or all, if it has fewer).
   """
-  depth = native_shape[2]
-  first, last = (3, 147) if depth == 155 else (0, min(147, depth))
-  size = (*native_shape[:2], last - first)
-  return Grid(tuple(native_shape), (0, 0, first), size, PAPER_SHAPE, nearest=True)
+  width, length, slices = native_shape
+  first, last = (3, 147) if slices == 155 else (0, min(147, slices))
+  size = (width, length, last - first)
+  return Grid((width, length, slices), (0, 0, first), size, PAPER_SHAPE, nearest=True)
 
 
 def to_grid_image(x: np.ndarray, grid: Grid) -> np.ndarray:
@@ -125,9 +123,9 @@ def from_grid(x: np.ndarray, grid: Grid, fill: float | Sequence[float] = 0.0) ->
   Returns:
     (C, *native_shape) float32.
   """
-  fill = np.broadcast_to(np.asarray(fill, np.float32), len(x))
+  outside = np.broadcast_to(np.asarray(fill, np.float32), len(x))
   native = np.empty((len(x), *grid.native_shape), np.float32)
-  native[:] = fill[:, None, None, None]  # (C,) -> (C, 1, 1, 1)
+  native[:] = outside[:, None, None, None]  # (C,) -> (C, 1, 1, 1)
   native[(slice(None), *grid.box)] = _resample(x, grid.size, grid.nearest)
   return native
 
@@ -135,7 +133,8 @@ def from_grid(x: np.ndarray, grid: Grid, fill: float | Sequence[float] = 0.0) ->
 def _crop(x: np.ndarray, grid: Grid) -> np.ndarray:
   if x.shape[-3:] != grid.native_shape:
     raise ValueError(f"expected a volume of shape {grid.native_shape}, got {x.shape}")
-  return x[(..., *grid.box)]
+  inside: tuple[Any, ...] = (..., *grid.box)
+  return x[inside]
 
 
 def _resample(x: np.ndarray, shape: Triple, nearest: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Folders of segmentations: whose they are, by their names, and what their numbers mean."""
+"""Folders of segmentations: the case of each, by its name, and what its numbers mean."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def guess_convention(paths: Iterable[Path], progress: Callable[..., None]) -> st
   """The label convention of a whole data set, by the labels that occur in it.
 
   3 without 4 is ET of 2023, 4 without 3 is ET of 2018-2021, both are ET and cavity of 2024.
-  Unreadable files are passed over: whoever scores them will say so.
+  Skips files that cannot be read: scoring reports them.
   """
   paths, seen = list(paths), set()
   for done, path in enumerate(paths, 1):

@@ -17,7 +17,6 @@ import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -57,7 +56,8 @@ class Volume:
   @property
   def voxel_mm(self) -> tuple[float, float, float]:
     """Edge lengths of a voxel in mm, along data's axes."""
-    return tuple(float(mm) for mm in np.linalg.norm(self.affine[:3, :3], axis=0))
+    d, h, w = (float(mm) for mm in np.linalg.norm(self.affine[:3, :3], axis=0))
+    return d, h, w
 
 
 def read(path: str | os.PathLike) -> Volume:
@@ -76,7 +76,7 @@ def decode(blob: bytes) -> Volume:
   return _decode(io.BytesIO(blob))
 
 
-def _decode(file: BinaryIO) -> Volume:
+def _decode(file: io.BufferedIOBase) -> Volume:
   start = file.read(2)
   if not start:
     raise ValueError("the file is empty")
@@ -89,7 +89,7 @@ def _decode(file: BinaryIO) -> Volume:
     raise ValueError("it needs more memory than there is") from e
 
 
-def _volume(file: BinaryIO) -> Volume:
+def _volume(file: io.BufferedIOBase) -> Volume:
   header, affine = _header(file)
   shape = header.get_data_shape()
   stored = np.empty(math.prod(shape), header.get_data_dtype())
@@ -148,7 +148,7 @@ def write_like(path: str | os.PathLike, data: np.ndarray, reference: Volume) -> 
   write_bytes(path, raw)
 
 
-def _header(file: BinaryIO) -> tuple[nib.Nifti1Header, np.ndarray]:
+def _header(file: io.BufferedIOBase) -> tuple[nib.Nifti1Header, np.ndarray]:
   """The header and the affine of a volume that can be read; the file is left at its voxels."""
   size = file.read(4)
   if size in (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c"):  # 348, either byte order
@@ -203,9 +203,9 @@ def _check_affine(affine: np.ndarray) -> None:
     raise unusable
 
 
-def _fill(file: BinaryIO, array: np.ndarray) -> int:
+def _fill(file: io.BufferedIOBase, array: np.ndarray) -> int:
   """Reads into an array until it is full or the file ends; returns the bytes read."""
-  view, done = memoryview(array).cast("B"), 0
+  view, done = array.data.cast("B"), 0
   # Piece by piece: zlib inflates as much of its input as the piece can take, a thousandfold.
   while done < len(view) and (count := file.readinto(view[done : done + _PIECE])):
     done += count
@@ -219,7 +219,7 @@ def _scaled(stored: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
     stored = stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
   slope, inter = (1, 0) if (both := header.get_slope_inter())[0] is None else both
   if (slope, inter) == (1, 0):
-    with np.errstate(over="ignore"):  # infinite, and told by whoever checks values
+    with np.errstate(over="ignore"):  # becomes infinite; the checks of values report it
       return stored.astype(np.float32, copy=False) if stored.dtype.kind == "f" else stored
   scaled = np.empty(stored.shape, np.float32)
   with np.errstate(all="ignore"):

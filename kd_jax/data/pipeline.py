@@ -5,9 +5,9 @@ processes, and a run that continues at step k starts reading at batch k. No iter
 needed beside the step's number.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -15,27 +15,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from kd_jax.data import readers
 from kd_jax.data.entry import Entry, open_entry
-from kd_jax.runtime.errors import UserError
+from kd_jax.data.readers import HostBatch
+from kd_jax.runtime import child_processes
+from kd_jax.settings.data import SamplingSettings
 
-HostBatch = dict[str, np.ndarray]
 _MANY = 1 << 48  # samples: more than any run sees
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-  """How patches are drawn.
-
-  Attributes:
-    patch: voxels along D, H, W.
-    tumour: the share of patches that are centred on a voxel of the tumour, its class drawn evenly
-      from those that the case has; the rest lie anywhere in the brain's box.
-    workers: processes that read; 0 reads in threads of this one.
-  """
-
-  patch: tuple[int, int, int] = (128, 128, 128)
-  tumour: float = 0.67
-  workers: int = 0
 
 
 def training_batches(
@@ -46,8 +32,12 @@ def training_batches(
   seed: int,
   first: int = 0,
   rows: Sequence[int] | None = None,
-) -> Iterator[HostBatch]:
+  tell: Callable[[str], None] | None = None,
+) -> Generator[HostBatch, None, None]:
   """Batches without end, each pass over the cases in another order.
+
+  A script that calls this with settings.workers must do so under `if __name__ == "__main__":`, as
+  for all processes that Python starts.
 
   Args:
     entries: the training cases' cache entries.
@@ -57,14 +47,17 @@ def training_batches(
     first: the batch to start with.
     rows: the samples of each batch that this process needs, in order (see `rows_here`); None for
       all. What row k of a batch holds does not depend on who reads it.
+    tell: called with a line if a batch from a worker process is late.
 
   Yields:
     image (rows, 4, *patch) float16 (float32 with the paper's normalisation), label (rows, *patch)
     uint8.
 
   Raises:
-    UserError: a worker process died.
+    UserError: a worker process ended, or has no room for what it sends.
   """
+  if settings.workers:
+    child_processes.refuse_second_run()
   # Not repeat() for ever: an endless data set in batches of one is longer than Grain can slice.
   passes = _MANY // len(entries)
   samples = grain.MapDataset.source(Entries(entries)).seed(seed).shuffle().repeat(passes)
@@ -75,25 +68,17 @@ def training_batches(
     samples = grain.MapDataset.mix([samples[row::batch] for row in rows])  # in turns
   batches = samples.batch(batch if rows is None else len(rows))[first:]
   reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
-  iterator = batches.to_iter_dataset(reading)
+  dataset = batches.to_iter_dataset(reading)
   if settings.workers:
-    options = grain.MultiprocessingOptions(num_workers=settings.workers, per_worker_buffer_size=2)
-    iterator = iterator.mp_prefetch(options)
-  return _read(iter(iterator))
+    return readers.read(dataset, settings.workers, tell)
+  return _read(iter(dataset))
 
 
-def _read(batches: grain.DatasetIterator) -> Iterator[HostBatch]:
-  """The batches; that a worker died is said in words that help."""
+def _read(batches: grain.DatasetIterator) -> Generator[HostBatch, None, None]:
+  """The batches, from threads of this process."""
   try:
     while True:
       yield next(batches)
-  except RuntimeError as e:
-    if "terminated unexpectedly" not in str(e):  # Grain has no type of its own for it
-      raise
-    raise UserError(
-      f"a process that reads training patches died: {e} The system may have run out of memory; set "
-      "data.workers lower (0 reads in this process). The run goes on from its last checkpoint"
-    ) from e
   finally:
     batches.close()
 
@@ -118,8 +103,9 @@ class Patch(grain.transforms.RandomMap):
     self._settings = settings
 
   def random_map(self, entry: Entry, rng: np.random.Generator) -> HostBatch:
+    assert entry.labels is not None  # cases without a label map are not trained on
     patch = self._settings.patch
-    start = draw_start(entry, patch, self._settings.tumour, rng)
+    start = draw_start(entry, patch, self._settings.foreground_oversampling, rng)
     return {
       "image": crop(entry.images, start, patch),
       "label": crop(entry.labels, start, patch),
@@ -127,13 +113,13 @@ class Patch(grain.transforms.RandomMap):
 
 
 def draw_start(
-  entry: Entry, patch: Sequence[int], tumour: float, rng: np.random.Generator
+  entry: Entry, patch: Sequence[int], foreground_oversampling: float, rng: np.random.Generator
 ) -> tuple[int, ...]:
   """Where a patch begins, in voxels; negative along axes that are shorter than the patch."""
   shape = entry.images.shape[1:]
   last = [n - p for n, p in zip(shape, patch, strict=True)]
   classes = [voxels for voxels in entry.foreground if len(voxels)]
-  if classes and rng.random() < tumour:
+  if classes and rng.random() < foreground_oversampling:
     voxels = classes[rng.integers(len(classes))]
     centre = voxels[rng.integers(len(voxels))]
     wanted = [int(c) - p // 2 for c, p in zip(centre, patch, strict=True)]
@@ -147,12 +133,13 @@ def draw_start(
 def crop(x: np.ndarray, start: Sequence[int], patch: Sequence[int]) -> np.ndarray:
   """(..., D, H, W) -> (..., *patch) from start, zeros where the patch leaves the volume."""
   out = np.zeros((*x.shape[:-3], *patch), x.dtype)
-  source, target = [], []
+  source: list[Any] = [...]
+  target: list[Any] = [...]
   for a, p, n in zip(start, patch, x.shape[-3:], strict=True):
     lo, hi = max(a, 0), min(a + p, n)
     source.append(slice(lo, hi))
     target.append(slice(lo - a, hi - a))
-  out[(..., *target)] = x[(..., *source)]
+  out[tuple(target)] = x[tuple(source)]
   return out
 
 
@@ -160,7 +147,8 @@ def rows_here(sharding: NamedSharding, batch: int) -> list[int]:
   """The samples of a batch that lie on devices of this process, whole or in part, in order."""
   by_sample = NamedSharding(sharding.mesh, P(*sharding.spec[:1]))
   shards = by_sample.addressable_devices_indices_map((batch,)).values()
-  return sorted({row for (rows,) in shards for row in range(*rows.indices(batch))})
+  rows = [index[0] for index in shards if index is not None]
+  return sorted({row for own in rows for row in range(*own.indices(batch))})
 
 
 def to_devices(
@@ -177,7 +165,7 @@ def to_devices(
   position = {row: i for i, row in enumerate(rows)}
 
   def place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:  # a tuple of slices
       start, stop, _ = index[0].indices(batch)
       begin = position[start]  # samples of one device are neighbours here too
       return x[(slice(begin, begin + stop - start), *index[1:])]

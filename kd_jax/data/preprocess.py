@@ -1,7 +1,8 @@
-"""From a case's volumes to the arrays that the networks see, in training and in deployment."""
+"""From a case's volumes to the arrays that the networks see, in training and in prediction."""
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,6 +11,23 @@ from kd_jax.data import nifti
 
 MOST_VOXELS = nifti.MAX_VOXELS  # of a grid
 FOREGROUND_VOXELS = 4096  # a class, at most; a sampler needs no more
+
+
+class Image(Protocol):
+  """What preparation needs of an image; nifti.Volume is one, and `PlainImage`."""
+
+  @property
+  def data(self) -> np.ndarray: ...
+
+  @property
+  def voxel_mm(self) -> tuple[float, float, float]: ...
+
+
+class PlainImage(NamedTuple):
+  """An image without a file: data (D, H, W) in LPS axes, and the edges of its voxels in mm."""
+
+  data: np.ndarray
+  voxel_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 def normalise(x: np.ndarray, how: str = "zscore") -> np.ndarray:
@@ -30,7 +48,7 @@ def normalise(x: np.ndarray, how: str = "zscore") -> np.ndarray:
 
 
 def to_arrays(
-  images: Mapping[str, nifti.Volume],
+  images: Mapping[str, Image],
   grid: str = "brain",
   normalisation: str = "zscore",
   spacing: float = 1.0,
@@ -38,7 +56,7 @@ def to_arrays(
   """Images on the networks' grid, as the cache holds them.
 
   Args:
-    images: modality -> volume, all of one shape; any subset of modalities, channels in this order.
+    images: modality -> image, all of one shape; any subset of modalities, channels in this order.
     grid: "brain" or "paper". normalisation: "zscore" or "paper". spacing: in mm, brain grid only.
 
   Returns:

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from kd_jax.data.nifti import Volume
+from kd_jax.data.preprocess import Image
 
 VOXEL_MM = (0.2, 10.0)
 EXTENT_MM = 32  # no head is smaller
@@ -51,21 +52,24 @@ class Finding(NamedTuple):
   remedy: str
 
 
-def check_scan(volume: Volume, modality: str) -> list[Finding]:
+def check_scan(image: Image, modality: str) -> list[Finding]:
   """What speaks against predicting from a scan, errors first; nothing for a BraTS image.
 
   Args:
-    volume: the scan, (D, H, W) in LPS axes.
+    image: the scan, (D, H, W) in LPS axes. Only a nifti.Volume has a header to be checked.
     modality: what it should be, a key of cases.MODALITIES.
   """
-  if findings := _check_voxel_size(volume):
+  if findings := _check_voxel_size(image):
     return findings  # what is measured in mm would be wrong
-  findings = _check_grid(volume) + _check_header(volume) + _check_values(volume, modality)
+  findings = _check_grid(image)
+  if isinstance(image, Volume):
+    findings += _check_axes(image) + _check_header(image)
+  findings += _check_values(image, modality)
   return sorted(findings, key=lambda finding: finding.severity)  # "error" < "warning"; stable
 
 
-def _check_voxel_size(volume: Volume) -> list[Finding]:
-  mm = volume.voxel_mm
+def _check_voxel_size(image: Image) -> list[Finding]:
+  mm = image.voxel_mm
   if min(mm) >= VOXEL_MM[0] and max(mm) <= VOXEL_MM[1]:
     return []
   text = f"its voxels are {_by(mm, '.3g')} mm, which is no brain scan's"
@@ -77,11 +81,11 @@ def _by(lengths: Iterable[float], form: str) -> str:
   return " x ".join(format(length, form) for length in lengths)
 
 
-def _check_grid(volume: Volume) -> list[Finding]:
-  """Extent, spacing and orientation."""
-  mm = np.array(volume.voxel_mm)
+def _check_grid(image: Image) -> list[Finding]:
+  """Extent and spacing."""
+  mm = np.array(image.voxel_mm)
   findings = []
-  extent = mm * volume.data.shape
+  extent = mm * image.data.shape
   if extent.min() < EXTENT_MM:
     text = f"it measures {_by(extent, '.0f')} mm, too little to hold a brain"
     remedy = "Give the whole series as one 3-D volume."
@@ -92,13 +96,19 @@ def _check_grid(volume: Volume) -> list[Finding]:
       "It is resampled, and small structures may be lost: prefer a 3-D series if there is one."
     )
     findings.append(Finding("warning", text, remedy))
+  return findings
+
+
+def _check_axes(volume: Volume) -> list[Finding]:
+  """Whether the scan stands upright."""
+  mm = np.array(volume.voxel_mm)
   cosines = np.abs(np.diag(volume.affine[:3, :3])) / mm  # of voxel axis and scanner axis, in pairs
   angle = float(np.degrees(np.arccos(np.clip(cosines.min(), 0, 1))))
-  if angle > OBLIQUE_DEGREES:
-    text = f"its axes are {angle:.0f} degrees off the scanner's, and training scans were aligned"
-    remedy = f"Register it to the SRI24 atlas first ({_GUIDE})."
-    findings.append(Finding("warning", text, remedy))
-  return findings
+  if angle <= OBLIQUE_DEGREES:
+    return []
+  text = f"its axes are {angle:.0f} degrees off the scanner's, and training scans were aligned"
+  remedy = f"Register it to the SRI24 atlas first ({_GUIDE})."
+  return [Finding("warning", text, remedy)]
 
 
 def _check_header(volume: Volume) -> list[Finding]:
@@ -124,9 +134,9 @@ def _check_header(volume: Volume) -> list[Finding]:
   return []
 
 
-def _check_values(volume: Volume, modality: str) -> list[Finding]:
+def _check_values(image: Image, modality: str) -> list[Finding]:
   """Whether the voxels can be an MR image, of a brain alone, of this modality."""
-  x = volume.data
+  x = image.data
   if x.dtype.kind == "f":
     bad = x.size - np.count_nonzero(np.isfinite(x))
     if bad:
@@ -152,14 +162,14 @@ def _check_values(volume: Volume, modality: str) -> list[Finding]:
     text = f"its background is {background:g} ({1 - brain.mean():.0%} of all voxels) instead of 0"
     remedy = "Set it to 0 with a brain mask: the networks take all else for brain."
     findings.append(Finding("warning", text, remedy))
-  findings += _check_brain_size(brain, volume.voxel_mm)
-  negative = np.count_nonzero((x < 0) & brain) / max(np.count_nonzero(brain), 1)
+  findings += _check_brain_size(brain, image.voxel_mm)
+  negative = np.count_nonzero((x < 0) & brain) / max(int(np.count_nonzero(brain)), 1)
   if negative > NEGATIVE_SHARE:
     text = f"{negative:.0%} of its brain voxels are negative, and MR images have no such values"
     remedy = "Give the scan as it was before any normalisation: the program normalises by itself."
     findings.append(Finding("warning", text, remedy))
   if not findings and modality in ("t1", "t1ce"):
-    findings += _check_contrast(x, volume.voxel_mm, modality)
+    findings += _check_contrast(x, image.voxel_mm, modality)
   return findings
 
 

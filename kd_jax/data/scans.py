@@ -1,14 +1,14 @@
-"""Which scans --input means: a file, a case, a folder of any known form, or a list of those."""
+"""Which scans --input means: a file, a case, a folder of any known form, or a list of them."""
 
 import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from kd_jax.data.cases import Case, cases_under, visible
+from kd_jax.data.cases import Case, cases_under, loose_case, visible
 from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.runtime.files import load_json, read_text
 from kd_jax.tasks.names import is_label_map, nifti_stem, parse_name
@@ -34,31 +34,9 @@ _CHANNEL_NAMES = {
 _MODALITY_OF = {alias: m for m, aliases in _CHANNEL_NAMES.items() for alias in aliases}
 
 
-@dataclass(frozen=True)
-class Scan:
-  """What is predicted in one go.
-
-  Attributes:
-    name: unique; the mask will be <name>.nii.gz.
-    images: modality -> file, of those that the student reads.
-    seg: the label map, where a BraTS case has one.
-    convention: what the numbers in seg mean, a key of labels.CONVENTIONS; None without a seg.
-  """
-
-  name: str
-  images: dict[str, Path]
-  seg: Path | None = None
-  convention: str | None = None
-
-  @property
-  def folder(self) -> Path:
-    """Where its files are."""
-    return next(iter(self.images.values())).parent
-
-
 def find_scans(
   path: str | os.PathLike, modalities: Sequence[str]
-) -> tuple[list[Scan], list[CaseError]]:
+) -> tuple[list[Case], list[CaseError]]:
   """The scans that a path means, sorted by name, and the cases there that cannot be used.
 
   Names of files decide; none is opened but dataset.json and lists. Where some files have BraTS
@@ -66,7 +44,7 @@ def find_scans(
 
   Args:
     path: a NIfTI file; a BraTS case, or a folder of cases at any depth; a folder with nnU-Net's
-      CASE_0000.nii.gz; a folder of NIfTI files; or a .txt list of those, relative to the list.
+      CASE_0000.nii.gz; a folder of NIfTI files; or a .txt list of such paths, relative to the list.
     modalities: what the student reads, keys of cases.MODALITIES.
 
   Raises:
@@ -78,7 +56,7 @@ def find_scans(
     scans, errors = _listed(path, modalities)
   else:
     scans, errors = _find(path, modalities)
-  seen: dict[str, Scan] = {}
+  seen: dict[str, Case] = {}
   for scan in scans:
     if scan.name in ("", ".", ".."):  # as a folder's name, it would lead out of the output
       file = next(iter(scan.images.values()))
@@ -94,7 +72,7 @@ def find_scans(
   return sorted(scans, key=lambda scan: scan.name), errors
 
 
-def _find(path: Path, modalities: Sequence[str]) -> tuple[list[Scan], list[CaseError]]:
+def _find(path: Path, modalities: Sequence[str]) -> tuple[list[Case], list[CaseError]]:
   if os.path.isdir(path):
     return _in_folder(path, modalities)
   if not os.path.exists(path):
@@ -104,7 +82,7 @@ def _find(path: Path, modalities: Sequence[str]) -> tuple[list[Scan], list[CaseE
   return [_single_file(path, modalities)], []
 
 
-def _listed(path: Path, modalities: Sequence[str]) -> tuple[list[Scan], list[CaseError]]:
+def _listed(path: Path, modalities: Sequence[str]) -> tuple[list[Case], list[CaseError]]:
   """The scans of a text file of paths."""
   try:
     lines = read_text(path).splitlines()
@@ -126,7 +104,7 @@ def _listed(path: Path, modalities: Sequence[str]) -> tuple[list[Scan], list[Cas
   return scans, errors
 
 
-def _single_file(path: Path, modalities: Sequence[str]) -> Scan:
+def _single_file(path: Path, modalities: Sequence[str]) -> Case:
   modality = _only(modalities, path)
   parsed = parse_name(path.name)
   case, kind = (parsed.case, parsed.kind) if parsed else (nifti_stem(path.name), modality)
@@ -139,7 +117,7 @@ def _single_file(path: Path, modalities: Sequence[str]) -> Scan:
     )
   # As in case folders, t1ce.nii.gz is named after its folder.
   folder = os.path.basename(os.path.dirname(os.path.realpath(path)))
-  return Scan(case or folder or modality, {modality: path})
+  return loose_case(case or folder or modality, {modality: path})
 
 
 def _only(modalities: Sequence[str], path: Path) -> str:
@@ -152,13 +130,13 @@ def _only(modalities: Sequence[str], path: Path) -> str:
   return modalities[0]
 
 
-def _in_folder(folder: Path, modalities: Sequence[str]) -> tuple[list[Scan], list[CaseError]]:
+def _in_folder(folder: Path, modalities: Sequence[str]) -> tuple[list[Case], list[CaseError]]:
   # A link that leads nowhere stays in: reading it fails under the scan's name.
   files = [f for f in visible(folder) if nifti_stem(f.name) is not None]
   files = sorted(f for f in files if not os.path.isdir(f))
   images = [f for f in files if not is_label_map(f.name)]
-  channels = [_CHANNEL.match(f.name) for f in images]
-  if images and all(channels):
+  channels = [match for f in images if (match := _CHANNEL.match(f.name))]
+  if images and len(channels) == len(images):
     names = _channel_names(folder)
     # Without a channel 0, the numbers count scans: scan_0001.nii.gz, scan_0002.nii.gz.
     if names is not None or any(int(match["channel"]) == 0 for match in channels):
@@ -169,7 +147,7 @@ def _in_folder(folder: Path, modalities: Sequence[str]) -> tuple[list[Scan], lis
     return scans, errors + _strays(images, cases, modalities)
   if images:
     modality = _only(modalities, folder)
-    return [Scan(nifti_stem(f.name), {modality: f}) for f in images], []
+    return [loose_case(_stem(f), {modality: f}) for f in images], []
   inner = [name for name in ("imagesTs", "imagesTr") if os.path.isdir(folder / name)]
   hint = f"; for an nnU-Net data set give {folder / inner[0]}" if inner else ""
   raise UserError(f"no scan found in {folder}{hint}; {_FORMS}")
@@ -177,7 +155,7 @@ def _in_folder(folder: Path, modalities: Sequence[str]) -> tuple[list[Scan], lis
 
 def _brats_scans(
   cases: Sequence[Case], modalities: Sequence[str]
-) -> tuple[list[Scan], list[CaseError]]:
+) -> tuple[list[Case], list[CaseError]]:
   scans, errors = [], []
   for case in cases:
     missing = [m for m in modalities if m not in case.images]
@@ -185,7 +163,7 @@ def _brats_scans(
       errors.append(_lacking(case.name, case.folder, missing, f"{case.name}_{missing[0]}.nii.gz"))
     else:
       images = {m: case.images[m] for m in modalities}
-      scans.append(Scan(case.name, images, case.seg, case.convention if case.seg else None))
+      scans.append(replace(case, images=images, convention=case.convention if case.seg else None))
   return scans, errors
 
 
@@ -195,7 +173,7 @@ def _strays(
   """Files beside cases that belong to none of them: their owner may expect a mask for each."""
   errors = []
   for file in images:
-    stem = nifti_stem(file.name)
+    stem = _stem(file)
     belongs = any(re.match(rf"{re.escape(case.name)}([_.-]|$)", stem) for case in cases)
     if parse_name(file.name) or belongs:
       continue
@@ -205,6 +183,12 @@ def _strays(
   return errors
 
 
+def _stem(file: Path) -> str:
+  stem = nifti_stem(file.name)
+  assert stem is not None  # the caller has checked the name
+  return stem
+
+
 def _lacking(name: str, where: Path, missing: Sequence[str], file_name: str) -> CaseError:
   remedy = f"The student reads {', '.join(missing)}: add it, named for instance {file_name}."
   return CaseError(name, where, f"no {' and no '.join(missing)} image", remedy)
@@ -212,11 +196,12 @@ def _lacking(name: str, where: Path, missing: Sequence[str], file_name: str) -> 
 
 def _nnunet_scans(
   folder: Path, files: Sequence[Path], names: dict[int, str] | None, modalities: Sequence[str]
-) -> tuple[list[Scan], list[CaseError]]:
+) -> tuple[list[Case], list[CaseError]]:
   """The scans of CASE_0000.nii.gz, CASE_0001.nii.gz, ...; names is what dataset.json says."""
   groups: dict[str, dict[int, Path]] = defaultdict(dict)
   for file in files:
     match = _CHANNEL.match(file.name)
+    assert match is not None  # the caller has checked the names
     group, channel = groups[match["case"]], int(match["channel"])
     if channel in group:
       raise UserError(f"two files for one channel: {group[channel]} and {file}; keep one")
@@ -230,7 +215,7 @@ def _nnunet_scans(
       file_name = f"{case}_{channel_of[missing[0]]:04}.nii.gz"
       errors.append(_lacking(case, folder, missing, file_name))
     else:
-      scans.append(Scan(case, {m: group[channel_of[m]] for m in modalities}))
+      scans.append(loose_case(case, {m: group[channel_of[m]] for m in modalities}))
   return scans, errors
 
 

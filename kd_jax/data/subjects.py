@@ -18,6 +18,7 @@ import numpy as np
 
 from kd_jax.data import nifti
 from kd_jax.data.cases import Case
+from kd_jax.runtime.arrays import bounding_box
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.files import load_json, read_text, write_text
 from kd_jax.tasks.names import MODALITIES, patient_of
@@ -57,29 +58,27 @@ def content_hash(data: np.ndarray) -> str:
     image that is zero everywhere, which matches nothing.
   """
   x = np.asarray(data, np.float32)
-  box = []
-  for axis in range(x.ndim):
-    inside = np.flatnonzero(x.any(axis=tuple(a for a in range(x.ndim) if a != axis)))
-    if not inside.size:
-      return ""
-    box.append(slice(inside[0], inside[-1] + 1))
-  crop = x[tuple(box)] + np.float32(0)  # -0.0 + 0.0 = 0.0; a copy
+  box = bounding_box(x)
+  if box is None:
+    return ""
+  crop = x[box] + np.float32(0)  # -0.0 + 0.0 = 0.0; a copy
   digest = hashlib.sha256(f"{crop.shape}".encode())
-  digest.update(np.ascontiguousarray(crop, "<f4"))
+  digest.update(np.ascontiguousarray(crop, "<f4").data)
   return digest.hexdigest()[:32]
 
 
 def subject_of(case: Case, volumes: Mapping[str, nifti.Volume]) -> Subject:
   """The subject of a case whose images (by modality; other keys are ignored) have been read."""
   images = {m: content_hash(volumes[m].data) for m in MODALITIES if m in volumes}
+  assert case.convention is not None, f"{case.name}: scans to predict are nobody's subjects"
   return Subject(case.name, case.patient, case.convention, images)
 
 
 def anonymous(subject: Subject) -> Subject:
   """A form for sharing: ids become digests, so that a clinic's ids are not published.
 
-  Whoever knows an id can compute its digest, so matching still works; for the same reason ids that
-  can be guessed (running numbers) are not secret. Digests stay as they are.
+  Anyone who knows an id can compute its digest, so matching still works. For the same reason, ids
+  that can be guessed (running numbers) are not secret. Digests stay as they are.
   """
   return replace(subject, name=_digest(subject.name), patient=_digest(subject.patient))
 
@@ -120,7 +119,7 @@ def read_name_mapping(path: Path) -> list[frozenset[str]]:
   share an id are merged. A cell without a digit (empty, NA, Not available, Training) is no id.
 
   Returns:
-    One set of lower-case ids a patient, of those with two ids or more; where a name has a time
+    One set of lower-case ids for each patient with two ids or more; where a name has a time
     point (BraTS-GLI-00000-000), the patient's id (brats-gli-00000) is there beside it.
 
   Raises:
@@ -229,8 +228,8 @@ def _digest(name: str) -> str:
 def _subject(fields: Mapping) -> Subject:
   """A subject read from JSON; the errors that read_subjects expects if it is none."""
   images = fields["images"]
-  ids = [fields[key] for key in ("name", "patient", "convention")]
-  texts = [*ids, *images, *images.values()]
+  name, patient, convention = (fields[key] for key in ("name", "patient", "convention"))
+  texts = [name, patient, convention, *images, *images.values()]
   if not all(isinstance(text, str) for text in texts):
     raise TypeError(f"{texts} are not all text")
-  return Subject(*ids, dict(images))
+  return Subject(name, patient, convention, dict(images))

@@ -14,21 +14,19 @@ from kd_jax.runtime import processes
 from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.tasks import labels
 
-SCORES_FILE, SUMMARY_FILE = "scores.csv", "summary.json"  # in an evaluation's folder
-
 
 @dataclass
-class Scored:
+class CaseResults:
   """What came of each case: scores and the mask (compressed), or why there are none."""
 
   scores: dict[str, dict[str, float]] = field(default_factory=dict)
   masks: dict[str, tuple[tuple[int, ...], bytes]] = field(default_factory=dict)
   failed: dict[str, str] = field(default_factory=dict)
 
-  def together(self) -> "Scored":
+  def together(self) -> "CaseResults":
     """With the scores and failures of all processes, by name; masks stay where they are."""
     scores, failed = processes.union(self.scores), processes.union(self.failed)
-    return Scored({name: scores[name] for name in sorted(scores)}, self.masks, failed)
+    return CaseResults({name: scores[name] for name in sorted(scores)}, self.masks, failed)
 
   def mask(self, case: Case) -> np.ndarray:
     """(D, H, W) uint8 classes."""
@@ -38,24 +36,25 @@ class Scored:
 
 def score_against(case: Case, predicted: np.ndarray, scan: nifti.Volume) -> dict[str, float]:
   """Scores (D, H, W) classes in a scan's space against its label map. CaseError if it is unfit."""
+  path, convention = case.label_map
   try:
-    truth = nifti.read(case.seg)
+    truth = nifti.read(path)
     if truth.data.shape != predicted.shape:
       raise ValueError(f"its shape {truth.data.shape} is not the image's {predicted.shape}")
     if not np.allclose(truth.affine, scan.affine, atol=1e-2):
       raise ValueError("its affine is not the image's: they do not lie in one space")
-    classes = labels.to_classes(truth.data, case.convention)
+    classes = labels.to_classes(truth.data, convention)
   except ValueError as e:
     remedy = "Correct the file, or set --labels to the year's convention."
-    raise CaseError(case.name, case.seg, str(e), remedy) from e
-  return score_case(predicted, classes, truth.voxel_mm, HD95_OF_EMPTY[case.convention])
+    raise CaseError(case.name, path, str(e), remedy) from e
+  return score_case(predicted, classes, truth.voxel_mm, HD95_OF_EMPTY[convention])
 
 
 def packed(classes: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-  return classes.shape, zlib.compress(np.ascontiguousarray(classes), 1)
+  return classes.shape, zlib.compress(np.ascontiguousarray(classes).data, 1)
 
 
-def data_facts(cases: Sequence[Case], scored: Scored) -> dict[str, Any]:
+def data_facts(cases: Sequence[Case], scored: CaseResults) -> dict[str, Any]:
   done = [case for case in cases if case.name in scored.scores]
   return {
     "patients": len({case.patient for case in done}),

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_jax.evaluation.case_results import SCORES_FILE, SUMMARY_FILE
 from kd_jax.evaluation.intervals import paired
 from kd_jax.metrics.case import METRICS
+from kd_jax.runs.layout import EVALUATION, SCORES_FILE, SUMMARY_FILE
 from kd_jax.runtime.errors import UserError, some
 from kd_jax.runtime.files import read_json, read_text, write_text
 from kd_jax.runtime.terminal import Terminal, table
@@ -36,7 +36,7 @@ def find_scores(path: Path) -> Path:
     return path
   if (path / SCORES_FILE).is_file():
     return path / SCORES_FILE
-  found = sorted(path.glob(f"evaluation/**/{SCORES_FILE}"))
+  found = sorted(path.glob(f"{EVALUATION}/**/{SCORES_FILE}"))
   if len(found) > 1:
     raise UserError(
       f"{path} holds {len(found)} evaluations; name the one that is meant: "
@@ -142,7 +142,7 @@ def compare(a: Path, b: Path, output: Path | None, terminal: Terminal) -> dict[s
       if f"dice_{region}" in compared
     ],
   }
-  _tell(result, summaries, terminal)
+  _tell(result, terminal)
   if output is not None:
     write_text(output / "compare.json", json.dumps(result, indent=1) + "\n")
     write_text(output / "compare.csv", _differences(common, compared, *scores))
@@ -183,7 +183,8 @@ def _warnings(summaries: Sequence[Mapping[str, Any]], columns: Sequence[list[str
         found.append(
           f"A and B are not comparable as they stand, {key} differ: {'; '.join(differing)}"
         )
-  for letter, ours, theirs in (("A", *columns), ("B", *reversed(columns))):
+  a, b = columns
+  for letter, ours, theirs in (("A", a, b), ("B", b, a)):
     if extra := [column for column in ours if column not in theirs]:
       found.append(f"only {letter} has {', '.join(extra)}")
   return found
@@ -211,9 +212,7 @@ def _conclusion(region: str, row: Mapping[str, Any]) -> str:
   return f"{region} Dice: no difference shown (B - A = {difference:.3f}, {evidence})"
 
 
-def _tell(
-  result: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]], terminal: Terminal
-) -> None:
+def _tell(result: Mapping[str, Any], terminal: Terminal) -> None:
   line, cases = terminal.line, result["cases"]
   for letter in "ab":
     line(f"{letter.upper()}: {result[letter]['title']} ({result[letter]['scores']})")

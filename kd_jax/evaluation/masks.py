@@ -13,14 +13,9 @@ import numpy as np
 from kd_jax.data import masks, nifti
 from kd_jax.data.cases import Case, find_cases
 from kd_jax.evaluation import summary as scores_lib
-from kd_jax.evaluation.case_results import (
-  Scored,
-  data_facts,
-  packed,
-  score_against,
-)
+from kd_jax.evaluation.case_results import CaseResults, data_facts, packed, score_against
 from kd_jax.report.illustrate import illustrate
-from kd_jax.runtime import processes
+from kd_jax.runtime import child_processes, processes
 from kd_jax.runtime.errors import CaseError, UserError, some
 from kd_jax.runtime.terminal import Terminal
 from kd_jax.tasks import labels
@@ -44,29 +39,29 @@ def evaluate_masks(
     output: None for runs/evaluation/NAME.
 
   Raises:
-    UserError: nothing to score. A truth without prediction is a case that could not be scored.
+    UserError: nothing to score. A truth without a prediction is a case that could not be scored.
   """
   cases = _truths(truth, conventions[0], terminal)
   found = masks.find_masks(predictions, masks.PREDICTION)
   jobs = [
-    (case, found[case.name], case.convention if conventions[1] == "auto" else conventions[1])
+    (case, found[case.name], case.label_map[1] if conventions[1] == "auto" else conventions[1])
     for case in cases
     if case.name in found
   ]
-  scored = Scored()
+  results = CaseResults()
   for case in cases:
     if case.name not in found:
-      scored.failed[case.name] = f"no prediction in {predictions}"
+      results.failed[case.name] = f"no prediction in {predictions}"
   progress = terminal.progress("scoring")
   own = processes.share(jobs)
   for done, (name, outcome) in enumerate(_score_all(own), 1):
     try:
-      scored.scores[name], scored.masks[name] = outcome()
+      results.scores[name], results.masks[name] = outcome()
     except CaseError as e:
-      scored.failed[name] = e.reason
+      results.failed[name] = e.reason
     progress(done, len(own), name)
-  scored = scored.together()
-  if not scored.scores and not jobs:
+  results = results.together()
+  if not results.scores and not jobs:
     raise UserError(
       f"no prediction fits a truth: {truth} has {some([case.name for case in cases])}; "
       f"{predictions} has {some(list(found))}"
@@ -76,9 +71,9 @@ def evaluate_masks(
     notes.append(f"{len(extra)} predictions have no truth: {some(extra)}")
   summary = scores_lib.summarise(
     f"{predictions.name} against {truth.name}",
-    scored.scores,
-    data={"root": str(truth), "predictions": str(predictions), **data_facts(cases, scored)},
-    failed=scored.failed,
+    results.scores,
+    data={"root": str(truth), "predictions": str(predictions), **data_facts(cases, results)},
+    failed=results.failed,
     notes=notes,
   )
   folder = output or Path("runs/evaluation") / predictions.resolve().name
@@ -86,12 +81,12 @@ def evaluate_masks(
     job_of = {job[0].name: job for job in jobs}
 
     def mask(case: Case) -> np.ndarray:
-      if case.name not in scored.masks:  # another process scored it
-        _, scored.masks[case.name] = _score_mask(*job_of[case.name])
-      return scored.mask(case)
+      if case.name not in results.masks:  # another process scored it
+        _, results.masks[case.name] = _score_mask(*job_of[case.name])
+      return results.mask(case)
 
-    shown = illustrate(folder, scored.scores, mask, cases, ("t1ce",), terminal)
-    scores_lib.write(folder, summary, scored.scores, shown, {}, terminal)
+    shown = illustrate(folder, results.scores, mask, cases, ("t1ce",), terminal)
+    scores_lib.write(folder, summary, results.scores, shown, {}, terminal)
   processes.wait()
   return summary
 
@@ -102,7 +97,8 @@ def _score_all(jobs: Sequence[Job]) -> Iterator[tuple[str, Callable]]:
     yield from ((job[0].name, functools.partial(_score_mask, *job)) for job in jobs)
     return
   context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-  with futures.ProcessPoolExecutor(min(os.cpu_count() or 1, len(jobs)), context) as pool:
+  workers, end = min(os.cpu_count() or 1, len(jobs)), child_processes.end_with_parent
+  with futures.ProcessPoolExecutor(workers, context, initializer=end) as pool:
     running = {pool.submit(_score_mask, *job): job[0].name for job in jobs}
     for future in futures.as_completed(running):
       yield running[future], future.result

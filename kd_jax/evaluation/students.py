@@ -1,7 +1,7 @@
 """--mode=evaluate: scores of students on scans, in the scans' own space.
 
-Students are scored as they are deployed: through the same program as --mode=predict, from the
-scan files of their own modalities. No one is scored on the subjects it was trained on.
+Students are scored as they are used: through the same program as --mode=predict, from the scan
+files of their own modalities. No student is scored on the subjects it was trained on.
 """
 
 from collections.abc import Sequence
@@ -15,33 +15,15 @@ import numpy as np
 from kd_jax.data import folds, nifti
 from kd_jax.data import subjects as subjects_lib
 from kd_jax.data.cases import Case, find_cases
-from kd_jax.data.dataset import FOLDS_FILE
 from kd_jax.evaluation import summary as scores_lib
-from kd_jax.evaluation.case_results import (
-  Scored,
-  data_facts,
-  packed,
-  score_against,
-)
-from kd_jax.prediction.predictor import (
-  Ensemble,
-  Prepared,
-  load_scan,
-  native_classes,
-  overlapped,
-)
+from kd_jax.evaluation.case_results import CaseResults, data_facts, packed, score_against
+from kd_jax.prediction.predictor import Prediction, Predictor, predict_cases
 from kd_jax.prediction.student import Student
 from kd_jax.report.illustrate import illustrate
+from kd_jax.runs.layout import EVALUATION, FOLDS_FILE, is_run
 from kd_jax.runs.log import read_numbers
-from kd_jax.runs.students import is_run
 from kd_jax.runtime import processes
-from kd_jax.runtime.errors import (
-  CaseError,
-  ConfigError,
-  UserError,
-  did_you_mean,
-  some,
-)
+from kd_jax.runtime.errors import CaseError, ConfigError, UserError, did_you_mean, some
 from kd_jax.runtime.terminal import Terminal
 
 SPLITS = ("val", "all")
@@ -69,7 +51,7 @@ class Choice:
 
 
 def evaluate(
-  ensemble: Ensemble, choice: Choice, output: Path | None, terminal: Terminal
+  predictor: Predictor, choice: Choice, output: Path | None, terminal: Terminal
 ) -> dict[str, Any]:
   """Scores one student, or the mean of several, on cases that none was trained on.
 
@@ -83,11 +65,11 @@ def evaluate(
     UserError: training subjects among the cases, or something missing. Cases that could not be
       scored are in the summary: see `check_complete`.
   """
-  students = ensemble.students
+  students = predictor.students
   root, split = _where(students, choice)
   folder = output or _default_output(students, choice, root, split)
   cases, facts = _cases(students, root, split, choice.labels)
-  found = find_training_subjects(ensemble, cases, terminal, choice.name_mapping)
+  found = find_training_subjects(predictor, cases, terminal, choice.name_mapping)
   if found and not choice.exclude_training_subjects:
     raise subjects_lib.refuse(found, len(cases))
   cases = [case for case in cases if case.name not in found]
@@ -96,10 +78,10 @@ def evaluate(
   if processes.first():
     names = ", ".join(student.source for student in students)
     terminal.line(
-      f"{names}: {'+'.join(ensemble.modalities)}, {len(cases)} cases of {root}, "
-      f"window {ensemble.settings.mode}"
+      f"{names}: {'+'.join(predictor.modalities)}, {len(cases)} cases of {root}, "
+      f"window {predictor.settings.window}"
     )
-  scored = score_students(ensemble, cases, terminal)
+  results = score_students(predictor, cases, terminal)
 
   own = len(students) == 1 and choice.data_root is None
   title = (
@@ -109,72 +91,67 @@ def evaluate(
   )
   summary = scores_lib.summarise(
     title,
-    scored.scores,
+    results.scores,
     students=students,
-    data={"root": str(root), "split": split, **facts, **data_facts(cases, scored)},
-    failed=scored.failed,
+    data={"root": str(root), "split": split, **facts, **data_facts(cases, results)},
+    failed=results.failed,
     excluded=found,
     notes=_notes(students, cases),
-    prediction=ensemble.describe(),
+    prediction=predictor.describe(),
   )
   if processes.first():
 
     def mask(case: Case) -> np.ndarray:
-      return scored.mask(case) if case.name in scored.masks else predict_case(ensemble, case)
+      known = case.name in results.masks
+      return results.mask(case) if known else predictor.predict_case(case).classes()
 
-    shown = illustrate(folder, scored.scores, mask, cases, ensemble.modalities, terminal)
+    shown = illustrate(folder, results.scores, mask, cases, predictor.modalities, terminal)
     histories = {s.source: h for s in students if (h := read_numbers(Path(s.source)))}
-    scores_lib.write(folder, summary, scored.scores, shown, histories, terminal)
+    scores_lib.write(folder, summary, results.scores, shown, histories, terminal)
   processes.wait()
   return summary
 
 
-def predict_case(ensemble: Ensemble, case: Case) -> np.ndarray:
-  """(D, H, W) uint8 classes of one case, in its scan's space."""
-  prepared = load_scan(ensemble, case, lambda warning: None)
-  return native_classes(ensemble.predict(prepared), prepared, ensemble.settings.smallest)
-
-
-def score_students(ensemble: Ensemble, cases: Sequence[Case], terminal: Terminal) -> Scored:
+def score_students(predictor: Predictor, cases: Sequence[Case], terminal: Terminal) -> CaseResults:
   """Predicts and scores every case; several processes share them out."""
-  scored = Scored()
+  results = CaseResults()
 
-  def load(case: Case) -> Prepared:
+  def finish(case: Case, prediction: Prediction) -> None:
+    predicted = prediction.classes()
+    results.scores[case.name] = score_against(case, predicted, prediction.scan)
+    results.masks[case.name] = packed(predicted)
+
+  own = processes.share(cases)
+  for case in own:
     if case.seg is None:
-      raise CaseError(case.name, case.folder, "no label map", "Add the seg file.")
-    return load_scan(ensemble, case, terminal.line)
-
-  def score(case: Case, prepared: Prepared, probabilities: np.ndarray) -> None:
-    predicted = native_classes(probabilities, prepared, ensemble.settings.smallest)
-    scored.scores[case.name] = score_against(case, predicted, prepared.reference)
-    scored.masks[case.name] = packed(predicted)
-
+      results.failed[case.name] = CaseError(case.name, case.folder, "no label map", "").reason
   progress = terminal.progress("predicting and scoring")
-  for error in overlapped(processes.share(cases), load, ensemble.predict, score, progress):
-    scored.failed[error.case] = error.reason
-  return scored.together()
+  scorable = [case for case in own if case.seg is not None]
+  for error in predict_cases(predictor, scorable, finish, warn=terminal.line, progress=progress):
+    results.failed[error.case] = error.reason
+  return results.together()
 
 
 def find_training_subjects(
-  ensemble: Ensemble,
+  predictor: Predictor,
   cases: Sequence[Case],
   terminal: Terminal,
   name_mapping: Path | None = None,
 ) -> dict[str, str]:
   """Cases that a student was trained on, by id, name mapping or image content -> how that shows."""
-  known = [subject for student in ensemble.students for subject in student.train]
+  known = [subject for student in predictor.students for subject in student.train]
   if not known:
-    terminal.line("warning: whom the student was trained on is not known; nothing can be refused")
+    terminal.line("warning: the student's training subjects are not known; no case can be refused")
     return {}
   mapping = subjects_lib.read_name_mapping(name_mapping) if name_mapping else ()
   progress = terminal.progress("looking for training subjects")
 
   def subject(case: Case) -> subjects_lib.Subject:
-    volumes = {}
-    for modality in ensemble.modalities:
+    volumes: dict[str, nifti.Volume] = {}
+    for modality in predictor.modalities:
       try:
         volumes[modality] = nifti.read(case.images[modality])
-      except (KeyError, ValueError):  # missing, unreadable: whoever predicts will say so
+      except (KeyError, ValueError):  # missing or unreadable: prediction reports it
         continue
     return subjects_lib.subject_of(case, volumes)
 
@@ -217,7 +194,7 @@ def _default_output(students: Sequence[Student], choice: Choice, root: Path, spl
   if len(students) > 1 or not is_run(source):
     raise ConfigError("give --output: a folder for the scores")
   name = split if choice.data_root is None else root.resolve().name
-  return source / "evaluation" / (f"{name}-val" if choice.data_root and split == "val" else name)
+  return source / EVALUATION / (f"{name}-val" if choice.data_root and split == "val" else name)
 
 
 def _cases(
@@ -251,7 +228,7 @@ def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:
   """Sentences that belong to the numbers."""
   chosen = "the checkpoint was"
   if any(student.training.get("chosen_by_validation") for student in students):
-    chosen = "the checkpoint and what is too small were"
+    chosen = "the checkpoint and the minimum sizes of postprocessing were"
   chosen_by = [subject for student in students for subject in student.val]
   here = [subjects_lib.Subject(case.name, case.patient, "", {}) for case in cases]
   if count := len(subjects_lib.find_known(here, chosen_by)):

@@ -8,17 +8,16 @@ the means, all that a reader needs to judge them:
   data                  root, split, fold, folds, cases, patients, conventions
   failed, excluded      case -> reason; they are in no mean
   notes                 sentences that belong to the numbers
-  prediction            how volumes were looked at
+  prediction            inference settings
   rules                 definitions of the scores
   regions               WT, TC, ET -> metric -> n, mean, sd, median, low and high (95% bootstrap
                         interval of the mean)
   software, hardware    versions, device
-  settings              the run's configuration, where there is one
+  settings              the run's settings, where there is a run
 """
 
 import csv
 import datetime
-import importlib.metadata
 import io
 import json
 import os
@@ -27,24 +26,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from kd_jax import __version__
 from kd_jax.evaluation import intervals as statistics
-from kd_jax.evaluation.case_results import SCORES_FILE, SUMMARY_FILE
 from kd_jax.metrics.case import HD95_OF_EMPTY, HD95_RULE, LESIONWISE_RULE, METRICS, columns
 from kd_jax.metrics.volumetric import EMPTY_MASK_RULE, SLICE_DICE_NOTE
 from kd_jax.prediction.student import Student
 from kd_jax.report.illustrate import Illustrated
 from kd_jax.report.page import Report
 from kd_jax.report.page import write as write_report
+from kd_jax.runs.layout import REPORT_FILE, SCORES_FILE, SUMMARY_FILE
+from kd_jax.runtime import versions
 from kd_jax.runtime.errors import one_line
 from kd_jax.runtime.files import write_text
 from kd_jax.runtime.terminal import Terminal, table
 from kd_jax.tasks.labels import REGIONS
 
-REPORT_FILE = "report.html"
 SCHEMA = 1
-_PACKAGES = ("kd_jax", "jax", "flax", "orbax-checkpoint", "numpy", "scipy", "nibabel")
 _ON_TERMINAL = ("dice", "hd95_mm", "slice_dice_reference")
 
 Scores = Mapping[str, Mapping[str, float]]  # case -> column -> value
@@ -79,7 +76,7 @@ def summarise(
       }
       for region in (REGIONS if scores else ())
     },
-    "software": _versions(),
+    "software": _software(),
     "hardware": _hardware(),
   }
   if prediction:
@@ -167,22 +164,16 @@ def _identity(student: Student) -> dict[str, Any]:
   }
 
 
-def _versions() -> dict[str, str]:
-  versions = {"python": platform.python_version()}
-  for package in _PACKAGES:
-    try:
-      versions[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-      continue
-  return versions
+def _software() -> dict[str, str]:
+  return {"python": platform.python_version(), "kd_jax": __version__, **versions.packages()}
 
 
 def _hardware() -> dict[str, Any]:
-  device = jax.devices()[0]
+  devices = versions.devices()
   return {
-    "device": device.device_kind,
-    "platform": device.platform,
-    "devices": jax.device_count(),
+    "device": devices["kind"],
+    "platform": devices["platform"],
+    "devices": devices["count"],
     "processors": os.cpu_count(),
     "system": f"{platform.system()} {platform.machine()}",
   }

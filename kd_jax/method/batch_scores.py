@@ -3,6 +3,8 @@
 Scores for publication are volumetric and in the scan's own space: see metrics/volumetric.py.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -11,7 +13,6 @@ import jax.numpy as jnp
 from kd_jax.method.losses import region_mask, widen
 from kd_jax.tasks.labels import REGIONS
 
-SCORE_KINDS = ("soft_dice", "hard_dice", "slice_dice")
 # So that two empty masks score 1. The slice Dice of the published code uses the same number.
 _EPSILON = 1e-6
 
@@ -19,7 +20,7 @@ _EPSILON = 1e-6
 def region_probability(logits: jax.Array, region: str) -> jax.Array:
   """(..., K) logits -> (...) probability of WT, TC or ET."""
   probabilities = jax.nn.softmax(widen(logits))
-  return sum(probabilities[..., k] for k in REGIONS[region])
+  return functools.reduce(operator.add, (probabilities[..., k] for k in REGIONS[region]))
 
 
 def counts(predicted: jax.Array, labels: jax.Array, region: str) -> jax.Array:
@@ -38,7 +39,8 @@ def slice_dice(predicted: jax.Array, labels: jax.Array, region: str) -> jax.Arra
   """The published code's Dice: per slice of the first axis, empty slices scoring 1, averaged.
 
   An all-background prediction scores 0.6 to 0.9 with it on real cases: it is kept to reproduce the
-  published confidence weights and reference scores, and is never called Dice.
+  published confidence weights and reference scores, and is never called Dice
+  (docs/method.md, "Scoring", eq. 18).
 
   Args:
     predicted, labels: (B, D, H, W) class indices.
@@ -72,5 +74,5 @@ def score(
     else:
       values = [slice_dice(predicted, labels, region) for region in regions]
   else:
-    raise ValueError(f"score {kind!r} is none of {SCORE_KINDS}")
+    raise ValueError(f"score {kind!r} is none of soft_dice, hard_dice, slice_dice")
   return jnp.mean(jnp.stack(values))

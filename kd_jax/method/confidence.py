@@ -1,56 +1,33 @@
-"""Performance-aware confidence weights: how much the student hears each teacher.
+"""Performance-aware confidence weights: how much the student learns from each teacher.
 
-  alpha_i = total * score_i / sum_j score_j
+  weight_i = total * score_i / sum_j score_j
 
-with score_i the Dice of teacher i over past training batches (METHOD §2). Ways of forgetting:
-"epoch", as published, averages over an epoch and changes the weights when the next one begins;
-"ema" averages exponentially and changes them every step. "batch" forgets all: a batch's own scores
-are its weights.
+score_i is the Dice of teacher i over past training batches (docs/method.md, "Confidence weights").
+Three ways of averaging it: "epoch", as published, averages over an epoch and changes the weights
+when the next one begins; "ema" averages exponentially and changes them every step; "batch" uses the
+scores of the batch itself.
 
-Weights are one a teacher, or one a teacher and region, each region weighing the teachers by their
-Dice on it alone; then scores and weights are (3,) where they are () otherwise. "voxel" weighs by
-how sure a teacher is of a voxel instead (distillation.certainty_shares).
+There is one weight a teacher, or one a teacher and region, where each region weighs the teachers by
+their Dice on it alone; then scores and weights are (3,) where they are () otherwise. "voxel" weighs
+by how sure a teacher is of a voxel instead (distillation.certainty_shares).
 
-A share of the total goes to every teacher, also where all of them know less than the student, as
-of enhancing tumour if none sees T1ce. With `above_student` the student's score is kept too, and a
-teacher whose score is not above it is not heard; the others' weights stay.
+Every teacher gets a share of the total, also where all of them know less than the student, as of
+enhancing tumour if none sees T1ce. With `above_student` the student's score is kept too, and a
+teacher whose score is not above it gets the weight 0; the other weights stay.
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from kd_jax.settings.method import ConfidenceSettings
 from kd_jax.tasks.labels import REGIONS
 
-UPDATES = ("epoch", "ema", "batch")
-BY = ("teacher", "region", "voxel")
 STUDENT = "student"  # no teacher may be called so
-
-
-@dataclass(frozen=True)
-class ConfidenceSettings:
-  """See the module.
-
-  Attributes:
-    total: what the weights of all teachers add up to.
-    score: "soft_dice", "hard_dice" or "slice_dice" (metrics/device.py).
-    regions: whose mean Dice is the score, with "teacher".
-    by: "teacher", "region" or "voxel".
-    update: "epoch", "ema" or "batch".
-    ema_decay: per step, with "ema".
-    above_student: hear only those who do better than the student.
-  """
-
-  total: float = 0.15
-  score: str = "soft_dice"
-  regions: tuple[str, ...] = ("WT",)
-  by: str = "teacher"
-  update: str = "epoch"
-  ema_decay: float = 0.99
-  above_student: bool = False
 
 
 @flax.struct.dataclass
@@ -58,7 +35,7 @@ class Confidence:
   """State of the weights, by teacher's name: no order of teachers to get wrong.
 
   Attributes:
-    weights: alpha, in use now; () each, or (3,) by region.
+    weights: in use now; () each, or (3,) by region.
     scores: the sum over the epoch's steps so far, or the exponential average; likewise, and with
       `above_student` the STUDENT's.
     count: (), steps that `scores` holds.
@@ -70,7 +47,7 @@ class Confidence:
 
 
 def init(teachers: Collection[str], settings: ConfidenceSettings) -> Confidence:
-  """Every teacher heard alike."""
+  """Equal weights for all teachers."""
   shape = (len(REGIONS),) if settings.by == "region" else ()
   scored = (*teachers, STUDENT) if teachers and settings.above_student else teachers
   return Confidence(
@@ -81,7 +58,7 @@ def init(teachers: Collection[str], settings: ConfidenceSettings) -> Confidence:
 
 
 def weights_of(scores: Mapping[str, jax.Array], total: float) -> dict[str, jax.Array]:
-  """Scores -> alpha; uniform where all scores are zero.
+  """Scores -> teacher weights; uniform where all scores are zero.
 
   Args:
     scores: teachers' by name; with the STUDENT's, those not above it get 0.
@@ -116,7 +93,7 @@ def begin_step(
   fresh = weights_of(confidence.scores, settings.total)  # a sum weighs as its mean does
   weights = _where(due, fresh, confidence.weights)
   if settings.update != "epoch":
-    return confidence.replace(weights=weights)
+    return dataclasses.replace(confidence, weights=weights)
   zeros = jax.tree.map(jnp.zeros_like, confidence.scores)
   return Confidence(
     weights=weights,
@@ -130,7 +107,8 @@ def end_step(
 ) -> Confidence:
   """Takes this step's scores by name into account."""
   if settings.update == "epoch":
-    keep, add = 1.0, 1.0
+    keep: Any = 1.0
+    add: Any = 1.0
   else:
     decay = settings.ema_decay if settings.update == "ema" else 0.0
     keep = jnp.where(confidence.count > 0, decay, 0.0)
@@ -139,7 +117,7 @@ def end_step(
     name: (keep * old + add * scores[name]).astype(old.dtype)
     for name, old in confidence.scores.items()
   }
-  return confidence.replace(scores=running, count=confidence.count + 1)
+  return dataclasses.replace(confidence, scores=running, count=confidence.count + 1)
 
 
 def _where(condition: jax.Array, new: dict, old: dict) -> dict:

@@ -21,7 +21,6 @@ from jax import lax
 from kd_jax.method.losses import widen
 from kd_jax.tasks.labels import CLASSES
 
-WHERE = ("all", "brain", "agreement", "balanced")
 _EPSILON = 1e-7
 
 
@@ -55,11 +54,11 @@ def voxel_weights(
     truth = jax.nn.one_hot(labels, len(CLASSES), dtype=jnp.float32)
     counts = jnp.sum(truth, axis=(0, 1, 2, 3))  # (K,)
     return jnp.sum(truth / jnp.maximum(counts, 1), axis=-1)
-  raise ValueError(f"where {where!r} is none of {WHERE}")
+  raise ValueError(f"where {where!r} is none of all, brain, agreement, balanced")
 
 
 def certainty_shares(teachers: Mapping[str, jax.Array], total: float) -> dict[str, jax.Array]:
-  """How much each teacher is heard at each voxel, by how sure it is there: total in all.
+  """Teacher weights at each voxel, by how sure each teacher is there: total in all.
 
   A teacher's certainty is 1 - entropy / log K of its softmax.
 

@@ -1,4 +1,6 @@
-"""The losses of METHOD §2 as pure functions of logits, in float32 (or better).
+"""The losses of the method as pure functions of logits, in float32 (or better).
+
+Sources: docs/method.md, "Supervised loss" and docs/method.md, "Knowledge distillation loss".
 
 Logits are (B, D, H, W, K), labels (B, D, H, W) class indices; every function returns a scalar
 unless it says otherwise. Targets are the classes, background too, or the nested regions WT, TC and
@@ -16,9 +18,6 @@ import numpy as np
 from kd_jax.tasks.labels import REGIONS
 
 _EPSILON = 1e-7
-DICE_REDUCTIONS = ("volume", "sample", "slice")
-KD_REDUCTIONS = ("voxel_mean", "voxel_sum")
-TARGETS = ("classes", "regions")
 
 
 class Overlap(NamedTuple):
@@ -69,6 +68,8 @@ def overlap(
 ) -> Overlap:
   """1 - mean over targets of soft Dice, and of soft Jaccard.
 
+  Source: docs/method.md, "Supervised loss", eq. 7.
+
   Args:
     labels: (B, D, H, W).
     logits: (B, D, H, W, K).
@@ -104,15 +105,18 @@ def cross_entropy(labels: jax.Array, logits: jax.Array, targets: str = "classes"
     log_p = region_log_probabilities(widen(logits))
     truth = region_truth(labels, log_p.inside.dtype)
     return -jnp.mean(truth * log_p.inside + (1 - truth) * log_p.outside)
-  log_p = jax.nn.log_softmax(widen(logits))
-  truth = jax.nn.one_hot(labels, logits.shape[-1], dtype=log_p.dtype)
-  return -jnp.mean(jnp.sum(truth * log_p, axis=-1))
+  log_classes = jax.nn.log_softmax(widen(logits))
+  truth = jax.nn.one_hot(labels, logits.shape[-1], dtype=log_classes.dtype)
+  return -jnp.mean(jnp.sum(truth * log_classes, axis=-1))
 
 
-def comb(
+def dice_jaccard_ce(
   labels: jax.Array, logits: jax.Array, reduction: str = "volume", targets: str = "classes"
 ) -> jax.Array:
-  """(soft Dice loss + soft Jaccard loss + cross-entropy) / 3: the paper's supervised loss."""
+  """(soft Dice loss + soft Jaccard loss + cross-entropy) / 3: the paper's supervised loss.
+
+  Source: docs/method.md, "Supervised loss", eq. 8.
+  """
   dice, jaccard = overlap(labels, logits, reduction, targets)
   return (dice + jaccard + cross_entropy(labels, logits, targets)) / 3
 
@@ -123,9 +127,11 @@ def kd(
   temperature: float,
   reduction: str = "voxel_mean",
   weight: jax.Array | float = 1.0,
-  heard: jax.Array | float = 1.0,
+  teacher_weight: jax.Array | float = 1.0,
 ) -> jax.Array:
   """KL(softmax(teacher / T) || softmax(student / T)), no gradient to the teacher.
+
+  Source: docs/method.md, "Knowledge distillation loss", eq. 9 to 11.
 
   Args:
     student, teacher: (B, D, H, W, K).
@@ -134,12 +140,12 @@ def kd(
       gradient's size does not depend on T); "voxel_sum", the published code's, is T times the sum
       over voxels divided by the batch: 10^4 to 10^5 at 128^3.
     weight: of each voxel in that mean, (B, D, H, W), or one for all.
-    heard: how much the teacher is heard at each voxel, (B, D, H, W); it scales and is in no mean.
+    teacher_weight: of the teacher at each voxel, (B, D, H, W); it scales and is in no mean.
   """
   log_p = jax.nn.log_softmax(widen(jax.lax.stop_gradient(teacher)) / temperature)
   log_q = jax.nn.log_softmax(widen(student) / temperature)
   divergence = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)  # (B, D, H, W)
-  return _reduce(heard * divergence, temperature, reduction, weight)
+  return _reduce(teacher_weight * divergence, temperature, reduction, weight)
 
 
 def region_kd(
@@ -150,7 +156,10 @@ def region_kd(
   weight: jax.Array | float = 1.0,
   regions: Sequence[str] = tuple(REGIONS),
 ) -> jax.Array:
-  """As `kd`, but of each of these regions against its complement: (R,)."""
+  """As `kd`, but of each of these regions against its complement: (R,).
+
+  Source: docs/method.md, "Knowledge distillation loss", eq. 12.
+  """
   t = region_log_probabilities(widen(jax.lax.stop_gradient(teacher)) / temperature, regions)
   s = region_log_probabilities(widen(student) / temperature, regions)
   divergence = jnp.exp(t.inside) * (t.inside - s.inside)
@@ -170,11 +179,14 @@ def _reduce(
       return temperature**2 * weight * jnp.mean(divergence)
     mass = jnp.maximum(jnp.sum(weight), _EPSILON)
     return temperature**2 * jnp.sum(weight * divergence) / mass
-  raise ValueError(f"reduction {reduction!r} is none of {KD_REDUCTIONS}")
+  raise ValueError(f"reduction {reduction!r} is none of voxel_mean, voxel_sum")
 
 
-def shrink_labels(labels: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
-  """Nearest-neighbour resize of (B, D, H, W) to (B, *shape): source index floor(i * in / out)."""
+def shrink_labels(labels: jax.Array, shape: Sequence[int]) -> jax.Array:
+  """Nearest-neighbour resize of (B, D, H, W) to (B, *shape): source index floor(i * in / out).
+
+  Source: docs/method.md, "Notation", eq. 1.
+  """
   for axis, size in enumerate(shape, start=1):
     source = (jnp.arange(size) * labels.shape[axis]) // size
     labels = jnp.take(labels, source, axis=axis)

@@ -3,7 +3,7 @@
 After the organisers' description (A. Saluja et al., "BraTS 2023 lesion-wise performance metrics"):
 
 - A lesion of the truth is all that lies in one 26-connected component of the *dilated* truth
-  (3 times, by a voxel's faces and edges): islands up to 6 voxels apart are one lesion.
+  (3 times, by a voxel's faces and edges): components up to 6 voxels apart are one lesion.
 - A component of the prediction (26-connected) belongs to each lesion whose dilation it touches. One
   that touches none is false, however small it is.
 - Lesions of at most 50 mm3 are left out, with the components that belong to them only.
@@ -20,6 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from kd_jax.metrics.surface import Surface, SurfacePair, hd95_mm, surface_pair
+from kd_jax.runtime.arrays import label_sizes
 
 DILATIONS = 3
 IGNORED_MM3 = 50.0
@@ -67,13 +68,13 @@ def lesion_scores(
   belongs = np.zeros((lesions + 1, components + 1), bool)  # row and column 0: background
   belongs[grown[predicted], component[predicted]] = True
   belongs = belongs[1:, 1:]  # (lesions, components)
-  voxels = _sizes(lesion[truth], lesions)
+  voxels = label_sizes(lesion[truth], lesions)
   kept = voxels * np.prod(voxel_mm) > IGNORED_MM3 + _ROUNDING_MM3
   found = kept & belongs.any(axis=1)
   false = int(np.count_nonzero(~belongs.any(axis=0)))
 
-  both = _sizes(lesion[predicted & truth], lesions)
-  dice = 2 * both / (voxels + belongs @ _sizes(component[predicted], components))
+  both = label_sizes(lesion[predicted & truth], lesions)
+  dice = 2 * both / (voxels + belongs @ label_sizes(component[predicted], components))
   of_predicted, of_truth = _at(component, pair.predicted), _at(lesion, pair.truth)
   hd95 = [
     hd95_mm(pair.subset(belongs[i][of_predicted - 1], of_truth == i + 1), PENALTY_MM)
@@ -115,13 +116,8 @@ def _at(labels: np.ndarray, surface: Surface) -> np.ndarray:
   The voxels around a corner touch each other, so those in the mask have one label; outside is 0.
   """
   first = np.ravel_multi_index(tuple(surface.corners.T), labels.shape)  # (i - 1, ...), framed
-  others = np.ravel_multi_index(np.indices((2, 2, 2)).reshape(3, 8), labels.shape)
+  others = np.asarray(np.ravel_multi_index(np.indices((2, 2, 2)).reshape(3, 8), labels.shape))
   found = np.zeros(len(first), labels.dtype)
   for step in others:
     np.maximum(found, labels.ravel()[first + step], out=found)
   return found
-
-
-def _sizes(labels: np.ndarray, n: int) -> np.ndarray:
-  """(n,) how often each label 1..n stands in labels."""
-  return np.bincount(labels, minlength=n + 1)[1:]

@@ -19,6 +19,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from kd_jax.runtime.arrays import Box, bounding_box
+
 # Area of a 2x2x2 pattern, as eighths of a voxel's face, by the direction of its triangles' normals
 # (without signs: (1, 1, 0) is a diagonal between axes 0 and 1). A pattern's bit 7 - 4i - 2j - k
 # says whether voxel (i, j, k) is inside. All other patterns are mirrored, turned or inverted ones.
@@ -99,9 +101,10 @@ def surface_pair(
 
   The crop of both gives the same distances and areas, faster.
   """
-  voxel_mm = tuple(map(float, voxel_mm))
-  p, t = surface(predicted, voxel_mm), surface(truth, voxel_mm)
-  return SurfacePair(p, t, nearest_mm(p, t, voxel_mm), nearest_mm(t, p, voxel_mm), voxel_mm)
+  d, h, w = map(float, voxel_mm)
+  edges = (d, h, w)
+  p, t = surface(predicted, edges), surface(truth, edges)
+  return SurfacePair(p, t, nearest_mm(p, t, edges), nearest_mm(t, p, edges), edges)
 
 
 def hd95_mm(pair: SurfacePair, of_empty: float) -> float:
@@ -132,7 +135,7 @@ def nsd(pair: SurfacePair, tolerance_mm: float = 1.0) -> float:
   return float(near / sum(area.sum() for _, area in sides))
 
 
-def crop(predicted: np.ndarray, truth: np.ndarray) -> tuple[slice, slice, slice]:
+def crop(predicted: np.ndarray, truth: np.ndarray) -> Box:
   """The box of both masks' foreground: surface and lesion scores of the crop are the volume's.
 
   (Surfaces need no margin, since outside counts as background. Nor do dilations: what they reach
@@ -144,13 +147,8 @@ def crop(predicted: np.ndarray, truth: np.ndarray) -> tuple[slice, slice, slice]
   Returns:
     Slices along D, H and W, empty ones if both masks are.
   """
-  either = (predicted != 0) | (truth != 0)
-  from_above = either.any(axis=0)  # (H, W)
-  box = []
-  for shadow in (either.any(axis=(1, 2)), from_above.any(axis=1), from_above.any(axis=0)):
-    inside = np.flatnonzero(shadow)
-    box.append(slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0))
-  return tuple(box)
+  box = bounding_box((predicted != 0) | (truth != 0))
+  return (slice(0, 0),) * 3 if box is None else box
 
 
 def surface(mask: np.ndarray, voxel_mm: Sequence[float]) -> Surface:

@@ -6,7 +6,7 @@ Norms take their statistics in float32 (or better) whatever `dtype` is.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ from flax import nnx
 from kd_jax.models import conv
 from kd_jax.models.remat import convolved
 
-Init = str  # "torch": PyTorch's default; "xavier": Xavier normal with zero biases
+# "torch": PyTorch's default; "xavier": Xavier normal with zero biases
+# (docs/method.md, "Initialisation").
+Init = str
 _SLOPE = 0.01
 _EPSILON = 1e-5
 
@@ -74,7 +76,7 @@ def _bias(init: Init, features: int, fan_in: int, rngs: Keys) -> nnx.Param:
 
 
 class Conv(nnx.Module):
-  """A 3-D convolution with bias, padded by k // 2 voxels on both sides."""
+  """A 3-D convolution, with bias unless told otherwise, padded by k // 2 voxels on both sides."""
 
   def __init__(
     self,
@@ -83,60 +85,69 @@ class Conv(nnx.Module):
     size: int,
     stride: int = 1,
     *,
+    bias: bool = True,
     init: Init,
     dtype: Any,
     rngs: Keys,
   ):
     shape, taps = (size, size, size, inputs, outputs), size**3
     self.kernel = _kernel(init, shape, taps * inputs, taps * outputs, rngs)
-    self.bias = _bias(init, outputs, taps * inputs, rngs)
+    self.bias = _bias(init, outputs, taps * inputs, rngs) if bias else None
     self.stride, self.dtype = stride, dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) -> (B, ceil(D/stride), ceil(H/stride), ceil(W/stride), outputs)."""
     kernel = self.kernel[...].astype(self.dtype)
-    bias = self.bias[...].astype(self.dtype)
-    return convolved(conv.conv3d(x.astype(self.dtype), kernel, self.stride) + bias)
+    y = conv.conv3d(x.astype(self.dtype), kernel, self.stride)
+    return convolved(y if self.bias is None else y + self.bias[...].astype(self.dtype))
 
 
 class Upsample(nnx.Module):
   """A transposed convolution, 2x2x2 and stride 2; PyTorch's default initialisation always."""
 
-  def __init__(self, channels: int, *, dtype: Any, rngs: Keys):
+  def __init__(self, channels: int, outputs: int | None = None, *, dtype: Any, rngs: Keys):
+    outputs = outputs or channels
     # PyTorch counts the fan of a transposed convolution over its *outputs*.
-    fan = channels * 8
-    self.kernel = _kernel("torch", (2, 2, 2, channels, channels), fan, fan, rngs)
-    self.bias = _bias("torch", channels, fan, rngs)
+    fan = outputs * 8
+    self.kernel = _kernel("torch", (2, 2, 2, channels, outputs), fan, fan, rngs)
+    self.bias = _bias("torch", outputs, fan, rngs)
     self.dtype = dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """(B, D, H, W, C) -> (B, 2D, 2H, 2W, C)."""
+    """(B, D, H, W, channels) -> (B, 2D, 2H, 2W, outputs)."""
     kernel = self.kernel[...].astype(self.dtype)
     bias = self.bias[...].astype(self.dtype)
     return convolved(conv.upsample2(x.astype(self.dtype), kernel) + bias)
 
 
-def instance_norm(channels: int, *, dtype: Any, rngs: Keys) -> nnx.GroupNorm:
-  """Instance normalisation without scale or bias."""
+def instance_norm(channels: int, *, affine: bool = False, dtype: Any, rngs: Keys) -> nnx.GroupNorm:
+  """Instance normalisation; affine: with scale and bias."""
   return nnx.GroupNorm(
     channels,
     num_groups=channels,
     epsilon=_EPSILON,
-    use_bias=False,
-    use_scale=False,
+    use_bias=affine,
+    use_scale=affine,
     dtype=dtype,
-    rngs=rngs,
+    rngs=cast(nnx.Rngs, rngs),
   )
 
 
 def group_norm(channels: int, *, groups: int = 0, dtype: Any, rngs: Keys) -> nnx.GroupNorm:
-  """Group normalisation with 6 groups if the channels divide by 6, else 4 (METHOD: GN groups)."""
+  """Group normalisation with 6 groups if the channels divide by 6, else 4.
+
+  Source: docs/method.md, "Group norm groups".
+  """
   groups = groups or (6 if channels % 6 == 0 else 4)
-  return nnx.GroupNorm(channels, num_groups=groups, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
+  keys = cast(nnx.Rngs, rngs)
+  return nnx.GroupNorm(channels, num_groups=groups, epsilon=_EPSILON, dtype=dtype, rngs=keys)
 
 
 class ResidualBlock(nnx.Module):
-  """GN, LReLU, conv3, GN, LReLU, conv3; plus a skip of conv3 and GN; the stride on the first."""
+  """GN, LReLU, conv3, GN, LReLU, conv3; plus a skip of conv3 and GN; the stride on the first.
+
+  Source: docs/method.md, "Stem and residual block", eq. 3.
+  """
 
   def __init__(self, inputs: int, outputs: int, stride: int, *, init: Init, dtype: Any, rngs: Keys):
     self.norm_in = group_norm(inputs, dtype=dtype, rngs=rngs)
@@ -153,7 +164,10 @@ class ResidualBlock(nnx.Module):
 
 
 class Stem(nnx.Module):
-  """conv3, instance norm, LReLU, conv3; plus a conv3 of the input."""
+  """conv3, instance norm, LReLU, conv3; plus a conv3 of the input.
+
+  Source: docs/method.md, "Stem and residual block", eq. 2.
+  """
 
   def __init__(self, inputs: int, outputs: int, *, init: Init, dtype: Any, rngs: Keys):
     self.conv_in = Conv(inputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
@@ -168,7 +182,7 @@ class Stem(nnx.Module):
 class ChannelGate(nnx.Module):
   """Scales the channels by sigmoid(MLP(average pool) + MLP(max pool)), one MLP for both.
 
-  Woo et al., CBAM, ECCV 2018, eq. 2, with LeakyReLU in the MLP.
+  Woo et al., CBAM, ECCV 2018, eq. 2, with LeakyReLU in the MLP (docs/method.md, "Channel gate").
   """
 
   def __init__(self, channels: int, *, init: Init, dtype: Any, rngs: Keys):
@@ -191,7 +205,8 @@ class ChannelGate(nnx.Module):
 class SpatialGate(nnx.Module):
   """Scales the voxels by sigmoid(LReLU(GN(conv7([max, mean] over channels)))).
 
-  Woo et al., CBAM, ECCV 2018, eq. 3, with the normalisation of the published code.
+  Woo et al., CBAM, ECCV 2018, eq. 3, with the normalisation of the published code
+  (docs/method.md, "Spatial gate").
   """
 
   def __init__(self, *, init: Init, dtype: Any, rngs: Keys):

@@ -6,6 +6,8 @@ depth, four for every two slices. benchmarks/convolution.py compares the forms; 
 numbers up to rounding.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -96,11 +98,8 @@ def _slices_by_tap(x: jax.Array, taps: int, stride: int) -> list[jax.Array]:
 
 
 def _depth_taps(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  total = None
-  for slices, plane in zip(_slices_by_tap(x, len(kernel), stride), kernel, strict=True):
-    part = _each_slice(slices, plane, stride)
-    total = part if total is None else total + part
-  return total
+  taps = zip(_slices_by_tap(x, len(kernel), stride), kernel, strict=True)
+  return functools.reduce(operator.add, (_each_slice(x, plane, stride) for x, plane in taps))
 
 
 def _depth_stack(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

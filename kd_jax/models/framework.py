@@ -2,13 +2,12 @@
 
 Parameters are a nested dict of arrays with two groups, one for each optimiser:
 
-  {"cohort": {"teachers": {name: ...}, "fusion": {level: ...}}, "student": ...}
+  {"teachers": {"networks": {name: ...}, "fusion": {level: ...}}, "student": ...}
 
-An empty group has no key: no "fusion" at 0 levels, an empty "cohort" without teachers.
+An empty group has no key: no "fusion" at 0 levels, an empty "teachers" without teachers.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,73 +16,37 @@ from flax import nnx
 
 from kd_jax.models.blocks import Keys
 from kd_jax.models.fusion import Fusion
-from kd_jax.models.resunet import LEVELS, Output, ResUNet
+from kd_jax.models.interface import NetworkKind, Output
+from kd_jax.models.networks import NETWORKS
+from kd_jax.settings.model import FUSION_LEVELS, SAME, FusionLevel, ModelSettings
 from kd_jax.tasks.labels import CLASSES
 from kd_jax.tasks.names import MODALITIES
 
 Params = dict[str, Any]
-ATTENTIONS = ("channel", "cbam")
-DTYPES = ("auto", "float32", "bfloat16", "float64")
 
 
-@dataclass(frozen=True)
-class FrameworkSpec:
-  """Everything that fixes the networks' shapes.
-
-  Attributes:
-    student: the input modalities of the student.
-    teachers: name -> input modalities; empty for a student alone.
-    filters: channels at full, 1/2, 1/4, 1/8 resolution.
-    fusion_levels: CDSFL levels, 0 to 2; 0 without teachers.
-    attention: "channel" or "cbam".
-    fusion_activation: an activation before the fusion's last convolution.
-    fusion_detached: the fusion's loss does not reach the teachers: they no longer learn from each
-      other.
-    teacher_side_heads: deep-supervision heads of each teacher, 0 to 2.
-    dtype: what is computed in, one of DTYPES; "auto" is bfloat16 on GPU and TPU and float32 on CPU.
-      Parameters stay float32.
-  """
-
-  student: tuple[str, ...]
-  teachers: Mapping[str, tuple[str, ...]]
-  filters: tuple[int, int, int, int]
-  fusion_levels: int = 1
-  attention: str = "channel"
-  fusion_activation: bool = False
-  fusion_detached: bool = False
-  teacher_side_heads: int = 0
-  dtype: str = "float32"
-
-  @property
-  def compute_dtype(self) -> jnp.dtype:
-    automatic = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(automatic if self.dtype == "auto" else self.dtype)
-
-  @property
-  def levels(self) -> tuple[str, ...]:
-    return LEVELS[: self.fusion_levels] if self.teachers else ()
-
-
-class Cohort(nnx.Module):
+class Teachers(nnx.Module):
   """The teachers and the fusion modules through which they learn from each other."""
 
-  def __init__(self, spec: FrameworkSpec, rngs: Keys):
-    self.teachers = nnx.Dict(
+  def __init__(self, spec: ModelSettings, rngs: Keys):
+    self.networks = nnx.Dict(
       {
-        name: _network(spec, modalities, rngs, side_heads=spec.teacher_side_heads)
+        name: _network(
+          teacher_kind(spec), spec, modalities, rngs, side_heads=spec.teacher_side_heads
+        )
         for name, modalities in spec.teachers.items()
       }
     )
-    channels = dict(zip(LEVELS, spec.filters[1:3], strict=True))
+    features = teacher_kind(spec).features(spec.filters)
     self.fusion = nnx.Dict(
       {
         level: Fusion(
           tuple(spec.teachers),
-          channels[level],
+          features[level].channels,
           len(CLASSES),
           attention=spec.attention,
           activation=spec.fusion_activation,
-          dtype=spec.compute_dtype,
+          dtype=compute_dtype(spec),
           rngs=rngs,
         )
         for level in spec.levels
@@ -91,30 +54,46 @@ class Cohort(nnx.Module):
     )
 
 
-def _network(spec: FrameworkSpec, modalities: Sequence[str], rngs: Keys, **options) -> ResUNet:
-  return ResUNet(
+def _network(
+  kind: NetworkKind, spec: ModelSettings, modalities: Sequence[str], rngs: Keys, **options: Any
+) -> nnx.Module:
+  return kind.build(
     len(modalities),
     len(CLASSES),
     spec.filters,
     attention=spec.attention,
-    dtype=spec.compute_dtype,
+    dtype=compute_dtype(spec),
     rngs=rngs,
     **options,
   )
+
+
+def student_kind(spec: ModelSettings) -> NetworkKind:
+  return NETWORKS[spec.network]
+
+
+def teacher_kind(spec: ModelSettings) -> NetworkKind:
+  return NETWORKS[spec.network if spec.teacher_network == SAME else spec.teacher_network]
+
+
+def compute_dtype(spec: ModelSettings) -> jnp.dtype:
+  """What the networks compute in; "auto" depends on the default backend."""
+  automatic = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  return jnp.dtype(automatic if spec.dtype == "auto" else spec.dtype)
 
 
 class Outputs(NamedTuple):
   """One joint forward pass: teachers by name, fused logits by level, the student."""
 
   teachers: dict[str, Output]
-  fused: dict[str, jax.Array]
+  fused: Mapping[FusionLevel, jax.Array]
   student: Output
 
 
 class Framework:
   """The networks' structure without their numbers: every method is a function of parameters."""
 
-  def __init__(self, spec: FrameworkSpec, remat: str = "none"):
+  def __init__(self, spec: ModelSettings, remat: str = "none"):
     """remat: what the joint forward pass keeps for its backward pass, see remat.py."""
     self.spec = spec
     self._remat = remat
@@ -122,11 +101,20 @@ class Framework:
     self._graphs = {group: nnx.split(module, nnx.Param)[0] for group, module in abstract.items()}
 
   def _modules(self, key: jax.Array) -> dict[str, nnx.Module]:
-    cohort_key, student_key = jax.random.split(key)
+    teachers_key, student_key = jax.random.split(key)
     # The published student starts from Xavier normal, its teachers from PyTorch's default. It has
     # both side heads whatever the fusion levels, as the published network does.
-    student = _network(self.spec, self.spec.student, Keys(student_key), side_heads=2, init="xavier")
-    return {"cohort": Cohort(self.spec, Keys(cohort_key)), "student": student}
+    kind = student_kind(self.spec)
+    side_heads = min(len(FUSION_LEVELS), len(kind.levels(self.spec.filters)))
+    student = _network(
+      kind,
+      self.spec,
+      self.spec.student,
+      Keys(student_key),
+      side_heads=side_heads,
+      init="xavier",
+    )
+    return {"teachers": Teachers(self.spec, Keys(teachers_key)), "student": student}
 
   def init(self, key: jax.Array) -> Params:
     """Fresh parameters, float32; the same on every backend."""
@@ -140,9 +128,9 @@ class Framework:
       params: as `init` gives them.
       images: (B, M, D, H, W), modalities in MODALITIES order.
     """
-    cohort = nnx.merge(self._graphs["cohort"], params["cohort"])
+    group: Any = nnx.merge(self._graphs["teachers"], params["teachers"])  # Teachers
     teachers = {
-      name: cohort.teachers[name](select(images, modalities), self._remat)
+      name: group.networks[name](select(images, modalities), self._remat)
       for name, modalities in self.spec.teachers.items()
     }
 
@@ -150,7 +138,7 @@ class Framework:
       found = {name: out.features[level] for name, out in teachers.items()}
       return jax.lax.stop_gradient(found) if self.spec.fusion_detached else found
 
-    fused = {level: cohort.fusion[level](features(level)) for level in self.spec.levels}
+    fused = {level: group.fusion[level](features(level)) for level in self.spec.levels}
     return Outputs(teachers, fused, self.student(params["student"], images))
 
   def student(self, params: Params, images: jax.Array) -> Output:
@@ -159,10 +147,7 @@ class Framework:
     return student(select(images, self.spec.student), self._remat)
 
   def network(self, params: Params, x: jax.Array) -> jax.Array:
-    """Any one of the networks, for prediction.
-
-    Student and teachers differ in their side heads alone, which prediction has no use for: all
-    networks with as many modalities share one compiled program.
+    """The student's network, for prediction.
 
     Args:
       params: one network's own.
@@ -171,17 +156,35 @@ class Framework:
     Returns:
       (B, D, H, W, classes) logits.
     """
+    return self._predict(student_kind(self.spec), params, x)
+
+  def teacher_network(self, params: Params, x: jax.Array) -> jax.Array:
+    """The teachers' network, for prediction; arguments and result as of `network`."""
+    return self._predict(teacher_kind(self.spec), params, x)
+
+  def network_of(self, name: str) -> Callable[[Params, jax.Array], jax.Array]:
+    """`network` or `teacher_network`, whichever is the kind of the one so named.
+
+    Networks of one kind differ in their side heads alone, which prediction has no use for. All of
+    them get the same function, so that all with as many modalities share one compiled program.
+    """
+    alike = teacher_kind(self.spec) is student_kind(self.spec)
+    return self.network if alike or name == "student" else self.teacher_network
+
+  def _predict(self, kind: NetworkKind, params: Params, x: jax.Array) -> jax.Array:
+    modalities = x.shape[-1] * ("",)
     abstract = nnx.eval_shape(
-      lambda: _network(self.spec, x.shape[-1] * ("",), Keys(jax.random.key(0)))
+      lambda: _network(kind, self.spec, modalities, Keys(jax.random.key(0)))
     )
     graph = nnx.split(abstract, nnx.Param)[0]
     return nnx.merge(graph, {k: v for k, v in params.items() if k != "side_heads"})(x).logits
 
   def networks(self, params: Params) -> dict[str, tuple[Params, tuple[str, ...]]]:
     """name -> (its parameters, its modalities), the student first."""
-    networks = {"student": (params["student"], self.spec.student)}
+    networks: dict[str, tuple[Params, tuple[str, ...]]] = {}
+    networks["student"] = (params["student"], self.spec.student)
     for name, modalities in self.spec.teachers.items():
-      networks[name] = (params["cohort"]["teachers"][name], modalities)
+      networks[name] = (params["teachers"]["networks"][name], modalities)
     return networks
 
 

@@ -1,5 +1,10 @@
-"""CDSFL: cooperative deep supervision fusion learning, one module a level (METHOD: CDSFL)."""
+"""CDSFL: cooperative deep supervision fusion learning, one module a level.
 
+Source: docs/method.md, "CDSFL".
+"""
+
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,17 +12,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.models.blocks import Conv, Gate, Init, Keys, leaky_relu
+from kd_jax.models.blocks import Conv, Gate, Keys, leaky_relu
 
 
 class Fusion(nnx.Module):
   """Fuses the teachers' decoder features of one resolution into one set of logits.
 
   Each teacher's feature passes its own gate and its own conv1 to the classes; they are summed and
-  pass a last conv1.
+  pass a last conv1 (docs/method.md, "CDSFL", eq. 6).
 
   Args:
-    teachers: the names of those whose features come in.
+    teachers: the names of the teachers whose features are fused.
     channels: of each feature.
     classes: of the logits.
     attention: "channel" or "cbam".
@@ -33,11 +38,10 @@ class Fusion(nnx.Module):
     *,
     attention: str = "channel",
     activation: bool = False,
-    init: Init = "torch",
     dtype: Any = jnp.float32,
     rngs: Keys,
   ):
-    own = {"init": init, "dtype": dtype, "rngs": rngs}
+    own: dict[str, Any] = {"init": "torch", "dtype": dtype, "rngs": rngs}
     self.gates = nnx.Dict({name: Gate(attention, channels, **own) for name in teachers})
     self.projections = nnx.Dict({name: Conv(channels, classes, 1, **own) for name in teachers})
     self.head = Conv(classes, classes, 1, **own)
@@ -45,5 +49,6 @@ class Fusion(nnx.Module):
 
   def __call__(self, features: Mapping[str, jax.Array]) -> jax.Array:
     """features: one (B, D, H, W, channels) by teacher's name -> (B, D, H, W, classes)."""
-    fused = sum(self.projections[name](gate(features[name])) for name, gate in self.gates.items())
+    each = (self.projections[name](gate(features[name])) for name, gate in self.gates.items())
+    fused = functools.reduce(operator.add, each)
     return self.head(leaky_relu(fused) if self.activation else fused)

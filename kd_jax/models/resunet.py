@@ -1,8 +1,11 @@
-"""The 3-D residual U-Net with gated skips that teachers and student share (METHOD: networks)."""
+"""The 3-D residual U-Net with gated skips that teachers and student share.
+
+Source: docs/method.md, "Networks".
+"""
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +13,16 @@ from flax import nnx
 
 from kd_jax.models import remat as remat_lib
 from kd_jax.models.blocks import Conv, Gate, Init, Keys, ResidualBlock, Stem, Upsample
+from kd_jax.models.interface import Output
 
-DOWNSAMPLING = 8  # three strided blocks: the input's sides must be multiples of this
-LEVELS = ("level1", "level2")  # deep supervision and fusion: half and quarter resolution
-
-
-class Output(NamedTuple):
-  """What a network gives.
-
-  Attributes:
-    logits: (B, D, H, W, classes), at full resolution.
-    side_logits: from the deep-supervision heads; "level1" (B, D/2, H/2, W/2, classes), "level2" at
-      a quarter. Empty for networks without such heads.
-    features: the decoder's features at the same two levels, before the heads, and "bottleneck",
-      the encoder's last.
-  """
-
-  logits: jax.Array
-  side_logits: dict[str, jax.Array]
-  features: dict[str, jax.Array]
+_LEVELS = ("level1", "level2")  # half and quarter resolution
 
 
 class DecoderStage(nnx.Module):
-  """Upsample, concatenate the encoder's feature, gate, residual block."""
+  """Upsample, concatenate the encoder's feature, gate, residual block.
+
+  Source: docs/method.md, "Decoder stage".
+  """
 
   def __init__(self, inputs: int, skip: int, *, attention: str, init: Init, dtype: Any, rngs: Keys):
     self.upsample = Upsample(inputs, dtype=dtype, rngs=rngs)
@@ -81,7 +71,7 @@ class ResUNet(nnx.Module):
     self.head = Conv(f0, classes, 1, **own)
     sides = {"level1": f1, "level2": f2}
     self.side_heads = nnx.Dict(
-      {level: Conv(sides[level], classes, 1, **own) for level in LEVELS[:side_heads]}
+      {level: Conv(sides[level], classes, 1, **own) for level in _LEVELS[:side_heads]}
     )
 
   def __call__(self, x: jax.Array, remat: str = "none") -> Output:

@@ -1,6 +1,6 @@
 """An explicit table from the published PyTorch parameter names and layouts to ours.
 
-Used by the parity tests, and by whoever has weights of the published code.
+The parity tests use it, and anyone who has weights of the published code.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""--mode=import_torch: the published PyTorch code's student as a directory to share and deploy.
+"""--mode=import_torch: the published PyTorch code's student as an exported student.
 
 The only file that touches PyTorch, and only when this mode is used: weights are read with
 `weights_only=True`, so that no code in the file is run.
@@ -11,23 +11,18 @@ import numpy as np
 
 from kd_jax.data.grid import PAPER_SHAPE
 from kd_jax.models import torch_names
-from kd_jax.prediction.sliding_window import PredictSettings
-from kd_jax.prediction.student import (
-  Architecture,
-  Preparation,
-  Student,
-  check_parameters,
-)
+from kd_jax.prediction.student import Architecture, Preparation, Student, check_parameters
 from kd_jax.prediction.student_directory import export
 from kd_jax.runtime.errors import ConfigError, UserError, did_you_mean
-from kd_jax.tasks.names import MODALITIES
+from kd_jax.settings.inference import InferenceSettings
+from kd_jax.tasks.names import MODALITIES, Modality
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "student", "net")  # around the parameters
 
 _PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and DataParallel
 
 
-def import_torch(path: Path, modality: str, output: Path) -> Student:
+def import_torch(path: Path, modality: Modality, output: Path) -> Student:
   """Reads a .pth, writes the directory. UserError if it is not the published student's."""
   if modality not in MODALITIES:
     raise ConfigError(did_you_mean("--modality", modality, MODALITIES))
@@ -70,7 +65,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
   return arrays
 
 
-def from_state_dict(arrays: Mapping[str, np.ndarray], source: Path, modality: str) -> Student:
+def from_state_dict(arrays: Mapping[str, np.ndarray], source: Path, modality: Modality) -> Student:
   """The student that PyTorch parameters by name make. UserError if one does not fit."""
   table = torch_names.network_table()
   try:
@@ -91,15 +86,16 @@ def from_state_dict(arrays: Mapping[str, np.ndarray], source: Path, modality: st
     ) from e
   except ValueError as e:
     raise UserError(f"{source} is not the published student: {e}") from e
-  architecture = Architecture((modality,), filters, "channel")
+  architecture = Architecture((modality,), filters, "channel", "resunet")
   params = check_parameters(params, architecture.framework(), source)
   return Student(
     name=source.stem,
     source=str(source),
     architecture=architecture,
-    # What the published code feeds its networks: METHOD, the published protocol.
+    # What the published code feeds its networks:
+    # docs/method.md, "The published protocol and what it really does".
     preparation=Preparation("paper", "paper", 1.0, PAPER_SHAPE),
-    predict=PredictSettings("whole", 0.0),
+    inference=InferenceSettings("whole", 0.0, min_component_mm3=0.0, min_et_mm3=0.0),
     params=params,
     training={"data": "unknown: imported from PyTorch", "convention": "brats2018"},
     scores=None,

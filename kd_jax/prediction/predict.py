@@ -2,29 +2,23 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from kd_jax.data import nifti
-from kd_jax.data.cache import error_table
-from kd_jax.data.scans import Scan, find_scans
+from kd_jax.data.cases import Case
+from kd_jax.data.scans import find_scans
 from kd_jax.metrics.volumetric import region_mask
-from kd_jax.prediction.postprocess import Smallest, clean
-from kd_jax.prediction.predictor import (
-  Ensemble,
-  Prepared,
-  load_scan,
-  native_classes,
-  native_probabilities,
-  overlapped,
-)
+from kd_jax.prediction.predictor import Prediction, Predictor, predict_cases
 from kd_jax.runtime import processes
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.files import read_json, write_text
-from kd_jax.runtime.terminal import Terminal, table
+from kd_jax.runtime.terminal import Terminal, error_table, table
+from kd_jax.settings import record
+from kd_jax.settings.inference import MinimumSizes
 from kd_jax.tasks import labels
 
 RECORD_FILE = "predict.json"
@@ -57,42 +51,32 @@ class Output:
     return all(os.path.exists(file) for file in files)
 
 
-def predict(ensemble: Ensemble, scans_path: Path, output: Output, terminal: Terminal) -> None:
+def predict(predictor: Predictor, scans_path: Path, output: Output, terminal: Terminal) -> None:
   """Writes a mask for every scan that has none yet; several processes share the scans out.
 
   Raises:
     UserError: nothing to predict, an output that cannot be written, or (after all others were
       done) scans that could not be used.
   """
-  scans, failed = find_scans(scans_path, ensemble.modalities)
-  total = len(scans) + len({error.case for error in failed})
-  _protect_inputs(scans, output)
-  _claim(ensemble, output)
-  finished = processes.gather([scan.name for scan in scans if output.done(scan.name)])[0]
-  waiting = processes.share([scan for scan in scans if scan.name not in set(finished)])
+  cases, failed = find_scans(scans_path, predictor.modalities)
+  total = len(cases) + len({error.case for error in failed})
+  _protect_inputs(cases, output)
+  _claim(predictor, output)
+  finished = processes.gather([case.name for case in cases if output.done(case.name)])[0]
+  waiting = processes.share([case for case in cases if case.name not in set(finished)])
   if finished and processes.first():
-    terminal.line(f"{len(finished)} of {len(scans)} cases are finished already")
+    terminal.line(f"{len(finished)} of {len(cases)} cases are finished already")
   volumes: dict[str, list[str]] = {}
 
-  def load(scan: Scan) -> Prepared:
-    return load_scan(ensemble, scan, terminal.line)
+  def finish(case: Case, prediction: Prediction) -> None:
+    volumes[case.name] = _write(case.name, prediction, output)
 
-  def finish(scan: Scan, prepared: Prepared, probabilities: np.ndarray) -> None:
-    smallest = ensemble.settings.smallest
-    volumes[scan.name] = _write(scan.name, prepared, probabilities, smallest, output)
-
-  broken = overlapped(waiting, load, ensemble.predict, finish, terminal.progress("predicting"))
+  progress = terminal.progress("predicting")
+  broken = predict_cases(predictor, waiting, finish, warn=terminal.line, progress=progress)
   failed += processes.all_errors(broken)
   volumes = processes.union(volumes)
   if volumes and processes.first():
-    rows = [[name, *values] for name, values in sorted(volumes.items())]
-    head = ["case", *(f"{region} ml" for region in labels.REGIONS)]
-    terminal.line(f"{table(head, rows)}\nwritten: {len(volumes)} masks in {output.folder}")
-    smallest = ensemble.settings.smallest
-    if smallest.island:
-      terminal.line(f"islands of less than {smallest.island:g} mm3 are left out")
-    if smallest.et:
-      terminal.line(f"ET of less than {smallest.et:g} mm3 in a case is written as core")
+    _tell(terminal, volumes, output, predictor.settings.minimum_sizes)
   if failed:
     count = len({error.case for error in failed})
     raise UserError(
@@ -100,53 +84,61 @@ def predict(ensemble: Ensemble, scans_path: Path, output: Output, terminal: Term
     )
 
 
-def _write(
-  name: str, prepared: Prepared, probabilities: np.ndarray, smallest: Smallest, output: Output
-) -> list[str]:
+def _write(name: str, prediction: Prediction, output: Output) -> list[str]:
   """Writes a case; returns its regions' volumes in ml."""
-  reference = prepared.reference
+  reference = prediction.scan
   if output.probabilities:
-    native = native_probabilities(probabilities, prepared)
-    for region, classes in labels.REGIONS.items():
-      nifti.write_like(output.map(name, region), native[list(classes)].sum(axis=0), reference)
-    predicted = np.argmax(native, axis=0).astype(np.uint8)
-    predicted = clean(predicted, smallest, reference.voxel_mm)
-  else:
-    predicted = native_classes(probabilities, prepared, smallest)
+    for region, probability in prediction.regions().items():
+      nifti.write_like(output.map(name, region), probability, reference)
+  predicted = prediction.classes()
   nifti.write_like(output.mask(name), labels.from_classes(predicted, output.convention), reference)
   ml = np.prod(reference.voxel_mm) / 1000
   return [f"{region_mask(predicted, r).sum() * ml:.1f}" for r in labels.REGIONS]
 
 
-def _protect_inputs(scans: Sequence[Scan], output: Output) -> None:
-  inputs = {os.path.realpath(path) for scan in scans for path in scan.images.values()}
-  for scan in scans:
+def _tell(
+  terminal: Terminal, volumes: Mapping[str, list[str]], output: Output, minimum: MinimumSizes
+) -> None:
+  rows = [[name, *values] for name, values in sorted(volumes.items())]
+  head = ["case", *(f"{region} ml" for region in labels.REGIONS)]
+  terminal.line(f"{table(head, rows)}\nwritten: {len(volumes)} masks in {output.folder}")
+  if minimum.component_mm3:
+    terminal.line(f"components of less than {minimum.component_mm3:g} mm3 are left out")
+  if minimum.et_mm3:
+    terminal.line(f"ET of less than {minimum.et_mm3:g} mm3 in a case is written as core")
+
+
+def _protect_inputs(cases: Sequence[Case], output: Output) -> None:
+  inputs = {os.path.realpath(path) for case in cases for path in case.images.values()}
+  for case in cases:
     regions = labels.REGIONS if output.probabilities else ()
-    for path in (output.mask(scan.name), *(output.map(scan.name, r) for r in regions)):
+    for path in (output.mask(case.name), *(output.map(case.name, r) for r in regions)):
       if os.path.realpath(path) in inputs:
         raise UserError(f"{path} is an input and would be overwritten; choose another --output")
 
 
-def _claim(ensemble: Ensemble, output: Output) -> None:
+def _claim(predictor: Predictor, output: Output) -> None:
   """Masks of one folder come from one student in one way: else a restart would mix them."""
-  record = {
+  made_by = {
     "students": [
-      {"source": student.source, "sha256": student.digest()} for student in ensemble.students
+      {"source": student.source, "sha256": student.digest()} for student in predictor.students
     ],
     "labels": output.convention,
-    "prediction": ensemble.describe(),
+    "prediction": predictor.describe(),
   }
   path = output.folder / RECORD_FILE
-  if path.exists() and _essence(read_json(path)) != _essence(record):
+  if path.exists() and _essence(read_json(path)) != _essence(made_by):
     raise UserError(
-      f"{output.folder} holds masks by another student, label convention or way to look at "
-      f"volumes (see {path.name}); choose another --output"
+      f"{output.folder} holds masks by another student, label convention or inference settings "
+      f"(see {path.name}); choose another --output"
     )
   processes.wait()  # until all have read what it was
   if processes.first():
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(made_by, indent=1) + "\n")
 
 
-def _essence(record: dict) -> dict:
-  digests = [student.get("sha256") for student in record.get("students", [])]
-  return record | {"students": digests}
+def _essence(made_by: dict) -> dict:
+  """What must agree; records of earlier versions have other names for the same settings."""
+  digests = [student.get("sha256") for student in made_by.get("students", [])]
+  prediction = record.modernised(made_by.get("prediction", {}), "predict")
+  return made_by | {"students": digests, "prediction": prediction}

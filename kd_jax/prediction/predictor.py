@@ -1,10 +1,12 @@
-"""Scans through students and back into the scans' own space.
+"""Scans through students and back into the scans' own space: the one way that predictions are made.
 
-The next case is read and the last one finished (written, scored) while the device works.
+Read, check, prepare, predict, bring back, postprocess: `Predictor` has a function for each step;
+`predict_case` and `predict_cases` do them all.
 """
 
 import dataclasses
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,28 +15,21 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import numpy as np
 
-from kd_jax.data import case_checks as check
+from kd_jax.data import case_checks, nifti, preprocess
 from kd_jax.data import grid as grids
-from kd_jax.data import nifti, preprocess
 from kd_jax.data.cases import Case
+from kd_jax.data.preprocess import Image
 from kd_jax.data.scan_checks import check_scan
-from kd_jax.data.scans import Scan
-from kd_jax.prediction import sliding_window as inference
-from kd_jax.prediction.postprocess import Smallest, clean
-from kd_jax.prediction.sliding_window import MODES, PredictSettings
+from kd_jax.prediction import sliding_window
+from kd_jax.prediction.postprocess import postprocess
 from kd_jax.prediction.student import Student
-from kd_jax.runtime.errors import (
-  CaseError,
-  ConfigError,
-  UserError,
-  did_you_mean,
-)
+from kd_jax.runtime.errors import CaseError, ConfigError, UserError
 from kd_jax.runtime.memory import free_memory
-from kd_jax.tasks.labels import CLASSES
+from kd_jax.settings import schema
+from kd_jax.settings.inference import BY_VALIDATION, InferenceSettings, MinimumSizes
+from kd_jax.tasks.labels import CLASSES, REGIONS
 
-# Bytes of device memory a voxel of the window and channel of the first level: what XLA's memory
-# analysis says of the whole network (64 to 71 on CPU in float32, jax 0.10.2).
-_BYTES_PER_CHANNEL = 70
+Warn = Callable[[str], None]
 
 
 class Prepared(NamedTuple):
@@ -48,70 +43,112 @@ class Prepared(NamedTuple):
 
   images: np.ndarray
   grid: grids.Grid
-  reference: nifti.Volume
+  reference: Image
 
 
-class Ensemble:
-  """Students that read the same input, and how they look at volumes; one of them is enough."""
+class Prediction(NamedTuple):
+  """What the students say of a case.
 
-  def __init__(
-    self,
-    students: Sequence[Student],
-    mode: str | None = None,
-    overlap: float | None = None,
-    mirror: bool | None = None,
-    smallest_island: float | None = None,
-    smallest_et: float | None = None,
-  ):
-    """Settings that are None are the first student's own, thresholds the students' lower median.
+  Attributes:
+    probabilities: (K, *grid.shape), of the classes.
+    prepared: what they read.
+    minimum_sizes: for postprocessing.
+  """
+
+  probabilities: np.ndarray
+  prepared: Prepared
+  minimum_sizes: MinimumSizes
+
+  @property
+  def scan(self) -> nifti.Volume:
+    """The scan in its file's form; for cases that were read from files."""
+    scan = self.prepared.reference
+    assert isinstance(scan, nifti.Volume), "this case was not read from a file"
+    return scan
+
+  def classes(self) -> np.ndarray:
+    """(D, H, W) uint8 classes in the scan's space, postprocessed."""
+    grid = self.prepared.grid
+    box = grids.from_grid(self.probabilities, grid.cropped)  # outside it, all is background
+    classes = np.zeros(grid.native_shape, np.uint8)
+    classes[grid.box] = np.argmax(box, axis=0)
+    return postprocess(classes, self.minimum_sizes, self.prepared.reference.voxel_mm)
+
+  def regions(self) -> dict[str, np.ndarray]:
+    """Region -> (D, H, W) float32 probability in the scan's space, not postprocessed."""
+    outside = [1.0] + [0.0] * (len(CLASSES) - 1)
+    native = grids.from_grid(self.probabilities, self.prepared.grid, outside)  # (K, D, H, W)
+    return {region: native[list(classes)].sum(axis=0) for region, classes in REGIONS.items()}
+
+
+class Predictor:
+  """Students that read the same input, and their inference settings; one student is enough."""
+
+  def __init__(self, students: Sequence[Student], **overrides: Any):
+    """
+    Args:
+      students: their probabilities are averaged.
+      overrides: fields of InferenceSettings. What is missing or None is as the first student has
+        it; minimum sizes are the lower median of the students', each chosen by its validation.
 
     Raises:
-      ConfigError: a setting is impossible.
+      ConfigError: a setting that does not exist, or a value that is not allowed.
     """
     self.students = students
     self.preparation = students[0].preparation
     self.modalities = students[0].architecture.modalities
-    # Each student's own validation has chosen its thresholds.
-    if smallest_island is None:
-      smallest_island = statistics.median_low(s.predict.smallest_island for s in students)
-    if smallest_et is None:
-      smallest_et = statistics.median_low(s.predict.smallest_et for s in students)
-    given = {"mode": mode, "overlap": overlap, "mirror": mirror}
-    given |= {"smallest_island": smallest_island, "smallest_et": smallest_et}
-    self.settings: PredictSettings = dataclasses.replace(
-      students[0].predict, **{name: value for name, value in given.items() if value is not None}
-    )
-    if self.settings.mode not in MODES:
-      raise ConfigError(did_you_mean("--window", self.settings.mode, MODES))
-    if not 0 <= self.settings.overlap <= 0.95:
-      raise ConfigError(f"--overlap={self.settings.overlap} is not between 0 and 0.95")
-    for name, value in self.settings.smallest._asdict().items():
-      if not 0 <= value <= 1e6:
-        raise ConfigError(f"--smallest_{name}={value} is not between 0 and 1e6 mm3")
-    channels = max(student.architecture.filters[0] for student in students)
-    self._sizes = inference.sizes(
+    self.settings = _settings(students, overrides)
+    networks = [student.architecture for student in students]
+    self._shapes = sliding_window.shapes(
       self.preparation.patch,
       self.preparation.spacing,
       self.preparation.grid,
-      _BYTES_PER_CHANNEL * channels,
-      free_memory() if self.settings.mode == "auto" else None,
+      max(own.kind.bytes_per_channel * own.filters[0] for own in networks),
+      free_memory() if self.settings.window == "auto" else None,
+      multiple=math.lcm(*(own.kind.multiple(own.filters) for own in networks)),
     )
     self._members = [
       (student.architecture.framework().network, jax.device_put(student.params))
       for student in students
     ]
 
-  def prepare(self, volumes: Mapping[str, nifti.Volume]) -> Prepared:
-    """modality -> scan, at least those that the students read."""
-    own = {modality: volumes[modality] for modality in self.modalities}
-    p = self.preparation
-    images, grid = preprocess.to_arrays(own, p.grid, p.normalise, p.spacing)
-    return Prepared(images, grid, own[self.modalities[0]])
+  def load(self, case: Case, warn: Warn) -> Prepared:
+    """Reads a case's files, checks that students can be right about them, and prepares them.
 
-  def predict(self, prepared: Prepared) -> np.ndarray:
-    """(K, *grid.shape) class probabilities. UserError if the device has not enough memory."""
+    Args:
+      warn: called with a line for each finding that speaks against the scan.
+
+    Raises:
+      CaseError: a file is missing or cannot be used.
+    """
+    volumes: dict[str, nifti.Volume] = {}
+    for modality in self.modalities:
+      if modality not in case.images:
+        finding = f"no {modality} image"
+        raise CaseError(case.name, case.folder, finding, "Add the file, or remove the case.")
+      volumes[modality] = _read(case, modality, warn)
+    if errors := case_checks.check_volumes(case, volumes):
+      raise errors[0]
     try:
-      return inference.predict(self._members, prepared.images, self._sizes, self.settings)
+      return self.prepare(volumes)
+    except ValueError as e:
+      raise CaseError(case.name, case.folder, str(e), "Correct or replace the scan.") from e
+
+  def prepare(self, images: Mapping[str, Image]) -> Prepared:
+    """modality -> image, at least those that the students read. ValueError if unusable."""
+    own: dict[str, Image] = {modality: images[modality] for modality in self.modalities}
+    p = self.preparation
+    arrays, grid = preprocess.to_arrays(own, p.grid, p.normalise, p.spacing)
+    return Prepared(arrays, grid, own[self.modalities[0]])
+
+  def predict(self, prepared: Prepared) -> Prediction:
+    """What the students say of a case. UserError if the device has not enough memory."""
+    return Prediction(self.probabilities(prepared), prepared, self.settings.minimum_sizes)
+
+  def probabilities(self, prepared: Prepared) -> np.ndarray:
+    """(K, *grid.shape), the students' mean. UserError if the device has not enough memory."""
+    try:
+      return sliding_window.predict(self._members, prepared.images, self._shapes, self.settings)
     except jax.errors.JaxRuntimeError as e:
       if "RESOURCE_EXHAUSTED" not in str(e) and "Out of memory" not in str(e):
         raise
@@ -120,9 +157,13 @@ class Ensemble:
         "use --window=sliding"
       ) from e
 
+  def predict_case(self, case: Case, warn: Warn = lambda text: None) -> Prediction:
+    """All steps for one case. CaseError if it cannot be used."""
+    return self.predict(self.load(case, warn))
+
   def window(self, prepared: Prepared) -> grids.Triple:
-    """The window that passes over a case."""
-    return inference.plan(prepared.images.shape[1:], self._sizes, self.settings).window
+    """The window that passes over a case, in voxels."""
+    return sliding_window.plan(prepared.images.shape[1:], self._shapes, self.settings).window
 
   def describe(self) -> dict[str, Any]:
     """How it predicts, for records."""
@@ -132,47 +173,62 @@ class Ensemble:
     }
 
 
-def load_scan(ensemble: Ensemble, scan: Case | Scan, tell: Callable[[str], None]) -> Prepared:
-  """Reads, looks for what a student cannot be right about, prepares. CaseError if unusable."""
-  volumes = {}
-  for modality in ensemble.modalities:
-    if modality not in scan.images:
-      finding = f"no {modality} image"
-      raise CaseError(scan.name, scan.folder, finding, "Add the file, or remove the case.")
-    path = scan.images[modality]
-    try:
-      volumes[modality] = nifti.read(path)
-    except ValueError as e:
-      remedy = "Give a 3-D NIfTI volume; if it was one, copy it again."
-      raise CaseError(scan.name, path, str(e), remedy) from e
-    for finding in check_scan(volumes[modality], modality):
-      if finding.severity == "error":
-        raise CaseError(scan.name, path, finding.text, finding.remedy)
-      tell(f"warning: {scan.name} ({path.name}): {finding.text}. {finding.remedy}")
-  if errors := check.check_volumes(scan, volumes):
-    raise errors[0]
+def _settings(students: Sequence[Student], overrides: Mapping[str, Any]) -> InferenceSettings:
+  values = schema.plain(students[0].inference)
+  for name in ("min_component_mm3", "min_et_mm3"):
+    values[name] = statistics.median_low(getattr(s.inference, name) for s in students)
+  values |= {name: value for name, value in overrides.items() if value is not None}
+  settings: InferenceSettings = schema.build(InferenceSettings, values, "inference")
+  for name in ("min_component_mm3", "min_et_mm3"):
+    if getattr(settings, name) == BY_VALIDATION:
+      raise ConfigError(
+        f"inference.{name} = {BY_VALIDATION}: only a run has validation cases to choose it by"
+      )
+  return settings
+
+
+def _read(case: Case, modality: str, warn: Warn) -> nifti.Volume:
+  path = case.images[modality]
   try:
-    return ensemble.prepare(volumes)
+    volume = nifti.read(path)
   except ValueError as e:
-    raise CaseError(scan.name, scan.folder, str(e), "Correct or replace the scan.") from e
+    remedy = "Give a 3-D NIfTI volume; if it was one, copy it again."
+    raise CaseError(case.name, path, str(e), remedy) from e
+  for finding in check_scan(volume, modality):
+    if finding.severity == "error":
+      raise CaseError(case.name, path, finding.text, finding.remedy)
+    warn(f"warning: {case.name} ({path.name}): {finding.text}. {finding.remedy}")
+  return volume
 
 
-def native_probabilities(probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:
-  """(K, *grid.shape) -> (K, D, H, W) of the scan; background outside the grid's box."""
-  outside = [1.0] + [0.0] * (len(CLASSES) - 1)
-  return grids.from_grid(probabilities, prepared.grid, outside)
+def predict_cases(
+  predictor: Predictor,
+  cases: Sequence[Case],
+  finish: Callable[[Case, Prediction], None],
+  *,
+  warn: Warn,
+  progress: Callable[[int, int, str], None],
+) -> list[CaseError]:
+  """Predicts every case; the next is read and the last one finished while the device works.
 
+  Args:
+    finish: called with each case and its prediction; may raise CaseError.
+    warn: see `Predictor.load`.
+    progress: called with (cases done, cases in all, name of the latest).
 
-def native_classes(probabilities: np.ndarray, prepared: Prepared, smallest: Smallest) -> np.ndarray:
-  """(K, *grid.shape) probabilities -> (D, H, W) uint8 classes of the scan, cleaned."""
-  box = grids.from_grid(probabilities, prepared.grid.cropped)  # no argmax where nothing can be
-  classes = np.zeros(prepared.grid.native_shape, np.uint8)
-  classes[prepared.grid.box] = np.argmax(box, axis=0)
-  return clean(classes, smallest, prepared.reference.voxel_mm)
+  Returns:
+    What was wrong with the cases that were left out.
+  """
+
+  def load(case: Case) -> Prepared:
+    return predictor.load(case, warn)
+
+  return overlapped(cases, load, predictor.predict, finish, progress)
 
 
 class Named(Protocol):
-  name: str
+  @property
+  def name(self) -> str: ...
 
 
 Job = TypeVar("Job", bound=Named)
@@ -184,7 +240,7 @@ def overlapped(
   jobs: Sequence[Job],
   load: Callable[[Job], Loaded],
   compute: Callable[[Loaded], Result],
-  finish: Callable[[Job, Loaded, Result], None],
+  finish: Callable[[Job, Result], None],
   progress: Callable[[int, int, str], None],
 ) -> list[CaseError]:
   """Runs load, compute and finish on every job, each in a thread of its own, in order.
@@ -195,7 +251,7 @@ def overlapped(
   failed: list[CaseError] = []
   done = 0
 
-  def settle(job: Job, outcome: Future) -> None:
+  def settle(job: Job, outcome: Future[None]) -> None:
     nonlocal done
     try:
       outcome.result()
@@ -208,10 +264,10 @@ def overlapped(
     ahead = loader.submit(load, jobs[0]) if jobs else None
     behind = None
     for job, following in itertools.zip_longest(jobs, jobs[1:]):
+      assert ahead is not None  # this job was submitted with the one before it
       current, ahead = ahead, loader.submit(load, following) if following else None
       try:
-        loaded = current.result()
-        outcome = finisher.submit(finish, job, loaded, compute(loaded))
+        outcome = finisher.submit(finish, job, compute(current.result()))
       except CaseError as e:
         outcome = Future()
         outcome.set_exception(e)

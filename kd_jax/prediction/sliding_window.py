@@ -1,13 +1,14 @@
 """Whole volumes through one or more networks: windows that overlap, weighted and summed.
 
-A volume lies on a canvas of one of few sizes, and the number of windows is data, so that one
+A volume is padded to one of few shapes (buckets), and the number of windows is data, so that one
 program serves (nearly) every case; what it says of a case does not depend on the other cases.
 """
 
 import functools
 import itertools
+import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,11 +18,9 @@ import numpy as np
 from jax import lax
 
 from kd_jax.data.grid import PAPER_SHAPE, Triple
-from kd_jax.models.resunet import DOWNSAMPLING
-from kd_jax.prediction.postprocess import Smallest
+from kd_jax.settings.inference import InferenceSettings
 from kd_jax.tasks.labels import CLASSES
 
-MODES = ("sliding", "whole", "auto")
 Network = Callable[
   [dict, jax.Array], jax.Array
 ]  # params, (B, D, H, W, M) -> (B, D, H, W, K) logits
@@ -29,86 +28,72 @@ Member = tuple[Network, dict]
 
 # Boxes for skull-stripped adult brains: one that holds most (all seven of BraTS 2018 to 2023 that
 # it was settled by, 122-142 x 154-171 x 128-146 voxels), and one that holds nearly every other.
-HEADS_MM = ((144.0, 176.0, 152.0), (160.0, 192.0, 160.0))
+BRAIN_BOXES_MM = ((144.0, 176.0, 152.0), (160.0, 192.0, 160.0))
 _SIGMA = 1 / 8  # of the window's side, as in nnU-Net
 _FLIPS = 8  # mirror images, of three axes
-
-
-@dataclass(frozen=True)
-class PredictSettings:
-  """How whole volumes are predicted.
-
-  Attributes:
-    mode: "sliding", windows of the training patch's size; "whole", one window a volume; "auto",
-      whole where the device's memory allows, else sliding.
-    overlap: the share of a window's side that the next one covers again, at least.
-    mirror: the mean over all eight mirror images.
-    smallest_island, smallest_et: mm3; a component of WT that is less becomes background, a case's
-      ET that is less in all becomes core (too_small.py). 0 for never, and in a run's configuration
-      too_small.BY_VALIDATION for what is best there.
-  """
-
-  mode: str = "sliding"
-  overlap: float = 0.5
-  mirror: bool = False
-  smallest_island: float = 0.0
-  smallest_et: float = 0.0
-
-  @property
-  def smallest(self) -> Smallest:
-    return Smallest(self.smallest_island, self.smallest_et)
+_COARSE = 32  # voxels: sides beyond the boxes are multiples of this, so that they are few
 
 
 class Plan(NamedTuple):
-  """The shapes of a program: canvas (D, H, W), window (d, h, w); and how windows overlap."""
+  """Shapes of a program: padded volume (D, H, W), window (d, h, w); the windows' overlap."""
 
-  canvas: Triple
+  padded: Triple
   window: Triple
   overlap: float
 
 
 @dataclass(frozen=True)
-class Sizes:
-  """What the sizes of windows and canvases are chosen by.
+class Shapes:
+  """What the shapes of windows and padded volumes are chosen by.
 
   Attributes:
     patch: voxels a side that the networks were trained on.
-    heads: voxels a side that hold a usual brain, and a large one.
+    buckets: shapes that hold a usual brain, and a large one.
+    multiple: what each side of a window must be a multiple of, for the networks.
     voxel_bytes: device memory that a network takes, a voxel of its window.
     memory: bytes of device memory; None where it is not known.
   """
 
   patch: Triple
-  heads: tuple[Triple, ...]
+  buckets: tuple[Triple, ...]
+  multiple: int
   voxel_bytes: float = 0.0
   memory: float | None = None
 
 
-def sizes(
-  patch: Triple, spacing: float, grid: str, voxel_bytes: float = 0.0, memory: float | None = None
-) -> Sizes:
-  """For volumes on a grid ("brain" at `spacing` mm, or "paper"); see Sizes for the rest."""
-  heads = tuple(tuple(_up(round(mm / spacing), DOWNSAMPLING) for mm in box) for box in HEADS_MM)
-  return Sizes(patch, (PAPER_SHAPE,) if grid == "paper" else heads, voxel_bytes, memory)
+def shapes(
+  patch: Triple,
+  spacing: float,
+  grid: str,
+  voxel_bytes: float = 0.0,
+  memory: float | None = None,
+  *,
+  multiple: int,
+) -> Shapes:
+  """For volumes on a grid ("brain" at `spacing` mm, or "paper"); see Shapes for the rest."""
+  buckets = tuple(_triple(_up(round(mm / spacing), multiple) for mm in b) for b in BRAIN_BOXES_MM)
+  boxes = (PAPER_SHAPE,) if grid == "paper" else buckets
+  return Shapes(patch, boxes, multiple, voxel_bytes, memory)
 
 
-def plan(shape: Triple, sizes: Sizes, settings: PredictSettings) -> Plan:
-  """The window for a volume of this shape, and a canvas that holds it and most others."""
-  *others, largest = sizes.heads
-  head = next((h for h in others if all(map(operator.le, shape, h))), largest)
-  whole = tuple(
-    _up(n, DOWNSAMPLING) if n <= h // 2 else h if n <= h else _up(n, 4 * DOWNSAMPLING)
-    for n, h in zip(shape, head, strict=True)
+def plan(shape: Triple, shapes: Shapes, settings: InferenceSettings) -> Plan:
+  """The window for a volume of this shape, and a padded shape that holds it and most others."""
+  *others, largest = shapes.buckets
+  bucket = next((h for h in others if all(map(operator.le, shape, h))), largest)
+  multiple, coarse = shapes.multiple, math.lcm(shapes.multiple, _COARSE)
+  whole = _triple(
+    _up(n, multiple) if n <= h // 2 else h if n <= h else _up(n, coarse)
+    for n, h in zip(shape, bucket, strict=True)
   )
-  fits = sizes.memory is not None and np.prod(whole) * sizes.voxel_bytes <= sizes.memory
-  if settings.mode == "whole" or (settings.mode == "auto" and fits):
+  fits = shapes.memory is not None and np.prod(whole) * shapes.voxel_bytes <= shapes.memory
+  if settings.window == "whole" or (settings.window == "auto" and fits):
     return Plan(whole, whole, 0.0)
-  # The canvas costs memory but no work, so that few sizes are enough.
-  canvas = tuple(
+  # Padding costs memory but no work, so that few shapes are enough.
+  padded = _triple(
     max(patch, h if n <= h else _up(n, 64))
-    for n, patch, h in zip(shape, sizes.patch, largest, strict=True)
+    for n, patch, h in zip(shape, shapes.patch, largest, strict=True)
   )
-  return Plan(canvas, sizes.patch, settings.overlap)
+  return Plan(padded, shapes.patch, settings.overlap)
 
 
 def window_starts(shape: Triple, window: Triple, overlap: float) -> np.ndarray:
@@ -122,7 +107,7 @@ def window_starts(shape: Triple, window: Triple, overlap: float) -> np.ndarray:
 
 
 def predict(
-  members: Sequence[Member], volume: np.ndarray, sizes: Sizes, settings: PredictSettings
+  members: Sequence[Member], volume: np.ndarray, shapes: Shapes, settings: InferenceSettings
 ) -> np.ndarray:
   """Class probabilities of a volume, the mean over all members.
 
@@ -135,36 +120,36 @@ def predict(
     (K, D, H, W) float32.
   """
   shape = volume.shape[1:]
-  chosen = plan(shape, sizes, settings)
+  chosen = plan(shape, shapes, settings)
   starts = window_starts(shape, chosen.window, chosen.overlap)
-  # A number of windows that no volume on this canvas exceeds: the loop runs over those in use.
-  capacity = len(window_starts(chosen.canvas, chosen.window, chosen.overlap))
-  padded = np.zeros((capacity, 3), np.int32)
-  padded[: len(starts)] = starts
+  # No volume of this padded shape has more windows: the loop runs over those in use.
+  capacity = len(window_starts(chosen.padded, chosen.window, chosen.overlap))
+  all_starts = np.zeros((capacity, 3), np.int32)
+  all_starts[: len(starts)] = starts
   # Smaller than a window, a volume lies in its middle, as in training.
   offset = [max(w - n, 0) // 2 for n, w in zip(shape, chosen.window, strict=True)]
   box = tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
-  canvas = np.zeros((*chosen.canvas, len(volume)), np.float32)
-  canvas[box] = np.moveaxis(volume, 0, -1)
-  on_device = jnp.asarray(canvas)
+  padded = np.zeros((*chosen.padded, len(volume)), np.float32)
+  padded[box] = np.moveaxis(volume, 0, -1)
+  on_device = jnp.asarray(padded)
   total = 0.0
   for network, params in members:
     count = np.int32(len(starts))
-    total += _predict(params, on_device, padded, count, network, chosen, settings.mirror)
+    total += _predict(params, on_device, all_starts, count, network, chosen, settings.mirror)
   return np.asarray(total)[(slice(None), *box)] / len(members)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "plan", "mirror"))
 def _predict(
   params: dict,
-  canvas: jax.Array,
+  padded: jax.Array,
   starts: jax.Array,
   count: jax.Array,
   network: Network,
   plan: Plan,
   mirror: bool,
 ) -> jax.Array:
-  """canvas (*plan.canvas, M), the first count of starts (N, 3) -> (K, *plan.canvas) float32."""
+  """padded (*plan.padded, M), the first count of starts (N, 3) -> (K, *plan.padded) float32."""
   weight = _gaussian(plan.window)[..., None]
 
   def probabilities(x: jax.Array) -> jax.Array:  # (d, h, w, M) -> (d, h, w, K)
@@ -172,12 +157,12 @@ def _predict(
 
   def one_window(i, total):
     origin = starts[i]
-    x = lax.dynamic_slice(canvas, (*origin, 0), (*plan.window, canvas.shape[-1]))
+    x = lax.dynamic_slice(padded, (*origin, 0), (*plan.window, padded.shape[-1]))
     part = weight * (_mirrored(probabilities, x) if mirror else probabilities(x))
     old = lax.dynamic_slice(total, (*origin, 0), part.shape)
     return lax.dynamic_update_slice(total, old + part, (*origin, 0))
 
-  total = jnp.zeros((*plan.canvas, len(CLASSES)), jnp.float32)
+  total = jnp.zeros((*plan.padded, len(CLASSES)), jnp.float32)
   total = lax.fori_loop(0, count, one_window, total)
   mass = jnp.sum(total, axis=-1, keepdims=True)  # probabilities sum to 1: this is the weight
   return jnp.moveaxis(total / jnp.maximum(mass, 1e-12), -1, 0)
@@ -196,6 +181,11 @@ def _mirrored(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
 
   zeros = jnp.zeros(jax.eval_shape(f, x).shape, jnp.float32)
   return lax.fori_loop(0, _FLIPS, add, zeros) / _FLIPS
+
+
+def _triple(sides: Iterable[int]) -> Triple:
+  d, h, w = sides
+  return d, h, w
 
 
 def _up(n: int, multiple: int) -> int:

@@ -1,58 +1,63 @@
-"""A trained student, ready to deploy: its network, how a scan becomes its input, whom it knows."""
+"""A trained student: its network, how a scan becomes its input, who it was trained on."""
 
 import functools
 import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import flax
 import jax
 import numpy as np
 
 from kd_jax.data.subjects import Subject
-from kd_jax.models.framework import Framework, FrameworkSpec
-from kd_jax.prediction.sliding_window import PredictSettings
+from kd_jax.models.framework import Framework
+from kd_jax.models.interface import NetworkKind
+from kd_jax.models.networks import NETWORKS
 from kd_jax.runtime.errors import UserError
+from kd_jax.settings.data import GridKind, Normalisation, Patch, Spacing
+from kd_jax.settings.inference import InferenceSettings
+from kd_jax.settings.model import Attention, Filters, Modalities, ModelSettings, Network
+from kd_jax.settings.schema import Before
 
 
 @dataclass(frozen=True)
 class Architecture:
-  """What fixes a student's network.
+  """What fixes a student's network; the fields are settings of the model."""
 
-  Attributes:
-    modalities: what it reads.
-    filters: channels at full, 1/2, 1/4 and 1/8 resolution.
-    attention: "channel" or "cbam".
-  """
+  modalities: Modalities
+  filters: Filters
+  attention: Attention
+  network: Annotated[Network, Before("resunet")] = "resunet"
 
-  modalities: tuple[str, ...]
-  filters: tuple[int, int, int, int]
-  attention: str
+  @property
+  def kind(self) -> NetworkKind:
+    return NETWORKS[self.network]
 
   @functools.cache  # noqa: B019 - equal architectures share one object, and with it their programs
   def framework(self) -> Framework:
     """The network's structure; computes in bfloat16 on GPU and TPU, in float32 on CPU."""
-    spec = FrameworkSpec(
+    spec = ModelSettings(
       student=self.modalities,
       teachers={},
       filters=self.filters,
       fusion_levels=0,
       attention=self.attention,
       dtype="auto",
+      network=self.network,
     )
     return Framework(spec)
 
 
 @dataclass(frozen=True)
 class Preparation:
-  """How a scan becomes the network's input: see CacheSettings and PredictSettings."""
+  """How a scan becomes the network's input; the fields are settings of the data."""
 
-  grid: str
-  normalise: str
-  spacing: float
-  patch: tuple[int, int, int]
+  grid: GridKind
+  normalise: Normalisation
+  spacing: Spacing
+  patch: Patch
 
 
 @dataclass(frozen=True)
@@ -63,19 +68,19 @@ class Student:
     name: of the run.
     source: the path it was opened from.
     architecture, preparation: see there.
-    predict: how it is meant to look at volumes.
+    inference: how it is meant to predict whole volumes.
     params: its network's parameters, nested.
     training: facts for people: data set, conventions, cases, step, teachers, ...
     scores: what an evaluation found, or None.
     train, val: the subjects it was trained on, and those its checkpoint was chosen by.
-    settings: the run's whole configuration; {} if it is not known.
+    settings: the run's settings as plain values; {} if they are not known.
   """
 
   name: str
   source: str
   architecture: Architecture
   preparation: Preparation
-  predict: PredictSettings
+  inference: InferenceSettings
   params: dict[str, Any]
   training: dict[str, Any]
   scores: dict[str, Any] | None

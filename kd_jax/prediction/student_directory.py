@@ -1,15 +1,16 @@
-"""The directory in which a student is shared: written, and read with suspicion.
+"""An exported student: the directory is written here, and read with suspicion.
 
 It holds no code, nothing in it is unpickled, and no path in it is followed:
 
   model.json           what it reads, how its input is prepared, what it was trained on, scores
   weights.safetensors  the parameters by name, float32
-  subjects.json        digests of the training subjects, so that no one is scored on them unawares
+  subjects.json        digests of the training subjects, so that no evaluation scores them unawares
 """
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from kd_jax.data.entry import CacheSettings
-from kd_jax.data.subjects import (
-  SUBJECTS_FILE,
-  anonymous,
-  read_subjects,
-  write_subjects,
-)
-from kd_jax.models.framework import ATTENTIONS, Framework
-from kd_jax.prediction.sliding_window import PredictSettings
+from kd_jax.data.subjects import SUBJECTS_FILE, anonymous, read_subjects, write_subjects
+from kd_jax.models.framework import Framework
 from kd_jax.prediction.student import (
   Architecture,
   Preparation,
@@ -36,24 +30,23 @@ from kd_jax.prediction.student import (
   parameter_count,
 )
 from kd_jax.runtime.errors import ConfigError, UserError
-from kd_jax.runtime.files import (
-  read_bytes,
-  read_json,
-  write_bytes,
-  write_text,
-)
-from kd_jax.settings import limits
-from kd_jax.settings.typed import build
-from kd_jax.tasks.labels import CLASSES, CONVENTIONS
+from kd_jax.runtime.files import read_bytes, read_json, write_bytes, write_text
+from kd_jax.settings import record
+from kd_jax.settings.inference import InferenceSettings
+from kd_jax.settings.model import check_network, check_patch, multiple
+from kd_jax.settings.schema import build
+from kd_jax.tasks.labels import CLASSES, Convention
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # 1 has "predict" in place of "inference"
+_EARLIER_NAMES = {"ResUNet": "resunet"}  # of networks, in files of earlier versions
 _MOST_HEADER = 1 << 20  # bytes of names, shapes and notes before the numbers
 
 
 def export(student: Student, output: Path) -> None:
-  """Writes a student as a directory to share. UserError if one of another student is there."""
+  """Writes a student as a directory. UserError if another student is there already."""
   target = output / MODEL_FILE
   # Contiguous: safetensors writes the bytes of a transposed view in the wrong order.
   arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in flat(student.params).items()}
@@ -62,10 +55,10 @@ def export(student: Student, output: Path) -> None:
     "format": FORMAT,
     "kind": "kd_jax student",
     "name": student.name,
-    "architecture": {"network": "ResUNet", **dataclasses.asdict(student.architecture)},
+    "architecture": dataclasses.asdict(student.architecture),
     "classes": list(CLASSES),
     "preparation": dataclasses.asdict(student.preparation),
-    "predict": dataclasses.asdict(student.predict),
+    "inference": dataclasses.asdict(student.inference),
     "training": student.training,
     "scores": student.scores,
     "parameters": sum(x.size for x in arrays.values()),
@@ -84,30 +77,28 @@ def read(folder: Path) -> Student:
   """The student of such a directory. UserError if anything in it is off."""
   path = folder / MODEL_FILE
   model = read_json(path)
-  if model.get("format") != FORMAT:
+  if model.get("format") not in READABLE:
     raise UserError(
-      f"{path} has format {model.get('format')!r}, this version of kd_jax reads {FORMAT}; "
+      f"{path} has format {model.get('format')!r}, this version of kd_jax reads {READABLE}; "
       "use the version that it was made with, or export the student again"
     )
   try:
     fields = dict(model["architecture"])
-    if fields.pop("network") != "ResUNet" or model["classes"] != list(CLASSES):
-      raise ValueError("a network or classes that this version does not know")
-    architecture = build(Architecture, fields, "architecture")
-    preparation = build(Preparation, model["preparation"], "preparation")
-    # Files of earlier versions do not have both thresholds.
-    look = {"smallest_island": 0.0, "smallest_et": 0.0} | model["predict"]
-    predict = build(PredictSettings, look, "predict")
-    CacheSettings(preparation.spacing, preparation.normalise, preparation.grid)  # checks itself
-    limits.check_patch("preparation.patch", preparation.patch)
-    limits.check_predict("predict", predict)
-    limits.check_modalities("architecture.modalities", architecture.modalities)
-    limits.check_filters("architecture.filters", architecture.filters)
-    limits.one_of("architecture.attention", architecture.attention, ATTENTIONS)
+    fields["network"] = _EARLIER_NAMES.get(fields["network"], fields["network"])
+    if model["classes"] != list(CLASSES):
+      raise ValueError("classes that this version does not know")
+    architecture: Architecture = build(Architecture, fields, "architecture")
+    preparation: Preparation = build(Preparation, model["preparation"], "preparation")
+    own = (architecture.network, architecture.filters, architecture.attention)
+    check_network("architecture", *own)
+    check_patch("preparation.patch", preparation.patch, multiple(architecture.filters))
+    inference: InferenceSettings = build(
+      InferenceSettings, _inference(model), "inference", recorded=True
+    )
     framework = architecture.framework()
     name, digest = str(model["name"]), str(model["weights"]["sha256"])
     training, scores = dict(model["training"]), model["scores"]
-    limits.one_of("training.convention", training["convention"], tuple(CONVENTIONS))
+    build(Convention, training["convention"], "training.convention")
     if scores is not None:
       scores = dict(scores)
   except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as e:
@@ -118,7 +109,7 @@ def read(folder: Path) -> Student:
     source=str(folder),
     architecture=architecture,
     preparation=preparation,
-    predict=predict,
+    inference=inference,
     params=_read_weights(folder / WEIGHTS_FILE, digest, framework),
     training=training,
     scores=scores,
@@ -126,6 +117,12 @@ def read(folder: Path) -> Student:
     val=val,
     settings={},
   )
+
+
+def _inference(model: Mapping[str, Any]) -> Mapping[str, Any]:
+  if model["format"] == 1:
+    return record.modernised(model["predict"], "predict")
+  return model["inference"]
 
 
 def _read_weights(path: Path, digest: str, framework: Framework) -> dict[str, Any]:

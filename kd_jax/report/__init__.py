@@ -1,1 +1,6 @@
-"""What people look at after an evaluation: the HTML report and the page of a case."""
+"""Pages and pictures: what people look at.
+
+Numbers come in ready; nothing is scored or averaged here.
+"""
+
+USES = ("runtime", "tasks", "metrics", "data", "prediction")

@@ -8,6 +8,7 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -23,7 +24,7 @@ _RASTER_FROM = 500  # cases, above which points are one picture instead of one s
 _STUDENT = "#111111"
 _TEACHERS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _DASHES = ((0, ()), (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))  # beside the colour
-_STYLE = {
+_STYLE: dict[Any, Any] = {
   "font.size": 10,
   "axes.spines.top": False,
   "axes.spines.right": False,
@@ -56,7 +57,7 @@ def boxes(values: Mapping[str, Sequence[float]], label: str, distance: bool = Fa
     for at, (region, x) in enumerate(finite.items()):
       colour = REGION_COLOURS.get(region, "#666666")
       offset = ((0.5 + np.arange(len(x)) * 0.618) % 1 - 0.5) * 0.34  # spread evenly, without a draw
-      points = {"color": colour, "alpha": 0.6, "ms": size, "mew": 0, "zorder": 3}
+      points: dict[str, Any] = {"color": colour, "alpha": 0.6, "ms": size, "mew": 0, "zorder": 3}
       ax.plot(at + offset, x, ".", rasterized=cases > _RASTER_FROM, **points)
       if len(x) >= MIN_BOX:
         line = {"color": "#444444", "linewidth": 1}
@@ -96,7 +97,7 @@ def against_volume(volume_ml: Sequence[float], score: Sequence[float], region: s
     left = low / max(2.0, (high / low) ** 0.15)
     raster = len(x) > _RASTER_FROM
     colour = REGION_COLOURS.get(region, "#666666")
-    common = {"color": colour, "linestyle": "none", "rasterized": raster}
+    common: dict[str, Any] = {"color": colour, "linestyle": "none", "rasterized": raster}
     ax.plot(x[here], y[here], marker="o", ms=4.5, mew=0, alpha=0.6, **common)
     ax.set_xscale("log")
     ax.set_xlim(low / 1.3, high * 1.3)
@@ -111,8 +112,8 @@ def against_volume(volume_ml: Sequence[float], score: Sequence[float], region: s
       ax.axvline((left * low) ** 0.5, color="#999999", linewidth=0.8, linestyle=":")
       ax.set_xlim(left / 1.3, high * 1.3)
     steps = (1, 2, 5) if high < 100 * low else (1,)
-    ticks = [step * 10.0**k for k in range(-4, 5) for step in steps]
-    ticks = {tick: f"{tick:g}" for tick in ticks if low / 1.3 <= tick <= high * 1.3}
+    round_numbers = [step * 10.0**k for k in range(-4, 5) for step in steps]
+    ticks = {x: f"{x:g}" for x in round_numbers if low / 1.3 <= x <= high * 1.3}
     if not here.all():
       ticks[left] = "0"
     ax.set_xticks(list(ticks), ticks.values())
@@ -135,9 +136,9 @@ def curves(lines: Mapping[str, Curve], label: str, share: bool = False) -> str:
     fig, ax = _figure(3.6, 3.2)
     styles = _line_styles(lines)
     for name, (steps, values) in lines.items():
-      steps, values = _thin(np.asarray(steps, float), np.asarray(values, float))
-      few = "o" if len(steps) <= 25 else None
-      ax.plot(steps, values, label=name, linewidth=1.5, marker=few, ms=3, **styles[name])
+      x, y = _thin(np.asarray(steps, float), np.asarray(values, float))
+      few = "o" if len(x) <= 25 else None
+      ax.plot(x, y, label=name, linewidth=1.5, marker=few, ms=3, **styles[name])
     ax.set_xlabel("step")
     ax.set_ylabel(label)
     if share:
@@ -209,7 +210,7 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x, y
   starts = np.arange(0, len(x), each)
   counts = np.diff(np.append(starts, len(x)))
-  return tuple(np.add.reduceat(values, starts) / counts for values in (x, y))
+  return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
 
 
 def _line_styles(names: Mapping[str, object]) -> dict[str, dict]:

@@ -42,15 +42,16 @@ def illustrate(
   by_name = {case.name: case for case in cases}
   for name in showcase(scores).values():
     case = by_name[name]
-    seg = nifti.read(case.seg)
-    truth = labels.to_classes(seg.data, case.convention)
+    path, convention = case.label_map
+    seg = nifti.read(path)
+    truth = labels.to_classes(seg.data, convention)
     classes = predicted(case)
     modality = next((m for m in (*modalities, *case.images) if m in case.images), None)
     scan = nifti.read(case.images[modality]) if modality else None
     image = np.zeros(truth.shape, np.uint8) if scan is None else scan.data
     panel = pictures.error_panel(image, truth, classes, seg.voxel_mm)
     shown.pictures[name] = pictures.to_png(panel)
-    if scan is not None and drawable:
+    if modality and scan is not None and drawable:
       page = Path("viewer") / f"{name}.html"
       viewer.write_page(folder / page, name, scan, classes, truth, modality)
       shown.viewers[name] = page.as_posix()

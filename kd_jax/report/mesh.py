@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from kd_jax.runtime.arrays import bounding_box
+
 _CORNERS = np.array([(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
 _ROUNDS = 12
 _SLACK = 0.3  # of a voxel: enough for smooth slopes, too little for a lone voxel to vanish
@@ -21,11 +23,10 @@ def surface(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     vertices, (N, 3) float32 on mask's index axes; triangles, (M, 3) int32 into vertices,
     counter-clockwise seen from outside. N = M = 0 for an empty mask.
   """
-  if not mask.any():
+  box = bounding_box(mask)
+  if box is None:
     return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)
-  where = [np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != a))) for a in range(3)]
-  start = np.array([w[0] for w in where])
-  box = tuple(slice(w[0], w[-1] + 1) for w in where)
+  start = np.array([part.start for part in box])
   inside = np.pad(mask[box].astype(bool), 1)  # so that the surface closes at the volume's edge
 
   corners = _corners(inside)  # (8, cells)

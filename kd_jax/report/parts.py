@@ -1,10 +1,7 @@
-"""Pieces of a report's page: its words about what was scored, numbers as text, lists, boxes.
-
-What comes from outside (names, paths, reasons) is escaped here; what these functions give is HTML.
-"""
+"""The words and numbers of a report's page, as plain text: the templates make HTML of them."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,11 +18,28 @@ _NAMES = {
   "predicted_mm3": "Predicted volume",
 }
 _SPLITS = {"train": "training", "val": "validation"}
-_LISTED = 10  # entries, above which a list is folded away
+
+
+class Metric(NamedTuple):
+  """What a heading says of a metric.
+
+  Attributes:
+    name: in words.
+    unit: as the page shows it: volumes in ml.
+    arrow: " ↑" where higher is better, " ↓" where lower is, else "".
+    description: a sentence.
+    comparable: its numbers may be compared with those of the other metrics.
+  """
+
+  name: str
+  unit: str
+  arrow: str
+  description: str
+  comparable: bool
 
 
 def statement(summary: Mapping, scored: int) -> str:
-  """What was scored, in a few plain sentences (text, not escaped)."""
+  """What was scored, in a few plain sentences."""
   data, prediction = summary.get("data") or {}, summary.get("prediction") or {}
   subject = count(scored, "case") if scored else "No case"
   if scored and data.get("patients"):
@@ -53,40 +67,36 @@ def count(n: int, what: str) -> str:
   return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-def metric_name(metric: str) -> str:
-  """ "lesionwise_hd95_mm" -> "Lesion-wise HD95"."""
-  plain = metric.removesuffix("_mm").removesuffix("_mm3").replace("_", " ")
+def metric(key: str) -> Metric:
+  """ "lesionwise_hd95_mm" -> "Lesion-wise HD95", "mm", " ↓", ..."""
+  plain = key.removesuffix("_mm").removesuffix("_mm3").replace("_", " ")
   plain = plain.replace("lesionwise", "lesion-wise").replace("hd95", "HD95")
-  return _NAMES.get(metric, plain[:1].upper() + plain[1:])
+  unit, better, description = METRICS.get(key, ("", "", ""))
+  if key.endswith("_mm3"):
+    unit = "ml"
+  elif key.endswith("_mm"):
+    unit = "mm"
+  return Metric(
+    name=_NAMES.get(key, plain[:1].upper() + plain[1:]),
+    unit=unit,
+    arrow={"higher": " ↑", "lower": " ↓"}.get(better, ""),
+    description=description,
+    comparable=key != "slice_dice_reference",
+  )
 
 
-def unit(metric: str) -> str:
-  """As the page shows it: volumes in ml."""
-  if metric.endswith("_mm3"):
-    return "ml"
-  return "mm" if metric.endswith("_mm") else str(METRICS.get(metric, ("",))[0])
-
-
-def metric_heading(metric: str) -> str:
-  """Name, unit and direction, with the description at the pointer."""
-  _, better, description = METRICS.get(metric, ("", "", ""))
-  arrow = {"higher": " ↑", "lower": " ↓"}.get(better, "")
-  small = f" <small>{escape(unit(metric))}{arrow}</small>"
-  return f'<span title="{escape(description)}">{escape(metric_name(metric))}</span>{small}'
-
-
-def number(metric: str, value: object) -> str:
-  """A value of a metric as text, in unit(metric); "–" for what is missing or not a number."""
+def number(key: str, value: object) -> str:
+  """A value of a metric as text, in its unit; "–" for what is missing or not a number."""
   x = as_float(value)
   if np.isnan(x):
     return NOTHING
   if np.isinf(x):
     return "∞" if x > 0 else "−∞"
-  if metric.endswith("_mm3"):
+  if key.endswith("_mm3"):
     return f"{x / 1000:.2f}"
-  if metric.endswith("_mm"):
+  if key.endswith("_mm"):
     return f"{x:.2f}"
-  return f"{x:.3g}" if metric.startswith("lesions_") else f"{x:.3f}"
+  return f"{x:.3g}" if key.startswith("lesions_") else f"{x:.3f}"
 
 
 def as_float(value: object) -> float:
@@ -94,28 +104,19 @@ def as_float(value: object) -> float:
   return float(value) if isinstance(value, int | float | np.number) else float("nan")
 
 
-def facts(entries: Mapping) -> str:
-  """Nested settings as a list of terms, dotted names."""
-  flat = _flat(entries)
-  rows = "\n".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in flat.items())
-  return f'<dl class="facts">\n{rows}\n</dl>' if flat else ""
-
-
-def box(kind: str, lead: str, entries: Mapping[str, str] | Sequence[str]) -> str:
-  """A box that stands out: kind "alarm" or "note"; names with their reasons, or lines."""
-  if isinstance(entries, Mapping):
-    lines = [f"<b>{escape(str(k))}</b>: {escape(str(v))}" for k, v in entries.items()]
-  else:
-    lines = [escape(str(line)) for line in entries]
-  listed = "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
-  if len(lines) > _LISTED:
-    listed = f"<details><summary>All {len(lines)}</summary>{listed}</details>"
-  return f'<div class="box {kind}" role="note"><p><strong>{escape(lead)}</strong></p>{listed}</div>'
-
-
-def folded(summary: str, content: str) -> str:
-  """Content that opens at a click; nothing if there is none."""
-  return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
+def facts(entries: Mapping, prefix: str = "") -> dict[str, str]:
+  """Nested settings as text: dotted name -> value."""
+  flat: dict[str, str] = {}
+  for name, value in entries.items():
+    if isinstance(value, Mapping) and value:
+      flat |= facts(value, f"{prefix}{name}.")
+    elif isinstance(value, list | tuple):
+      flat[f"{prefix}{name}"] = ", ".join(map(str, value)) or "none"
+    elif isinstance(value, bool):
+      flat[f"{prefix}{name}"] = "yes" if value else "no"
+    else:
+      flat[f"{prefix}{name}"] = NOTHING if value in (None, "", {}) else str(value)
+  return flat
 
 
 def _makers(students: Sequence[Mapping] | None) -> list[str]:
@@ -137,17 +138,3 @@ def _makers(students: Sequence[Mapping] | None) -> list[str]:
 
 def _bracketed(parts: Sequence[str]) -> str:
   return f" ({', '.join(parts)})" if parts else ""
-
-
-def _flat(entries: Mapping, prefix: str = "") -> dict[str, str]:
-  flat = {}
-  for name, value in entries.items():
-    if isinstance(value, Mapping) and value:
-      flat |= _flat(value, f"{prefix}{name}.")
-    elif isinstance(value, list | tuple):
-      flat[f"{prefix}{name}"] = ", ".join(map(str, value)) or "none"
-    elif isinstance(value, bool):
-      flat[f"{prefix}{name}"] = "yes" if value else "no"
-    else:
-      flat[f"{prefix}{name}"] = NOTHING if value in (None, "", {}) else str(value)
-  return flat

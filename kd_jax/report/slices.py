@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from kd_jax.runtime.arrays import bounding_box
+
 # NCR red, ED green, ET yellow: the usual colours of BraTS figures.
 COLOURS = np.array([[0, 0, 0], [220, 50, 47], [60, 180, 75], [255, 225, 25]], np.float32)
 # Kinds of error -> colour; told apart by colour-blind readers too (Okabe and Ito, 2008).
@@ -57,7 +59,8 @@ def error_panel(
   """
   k = _largest_slice(truth, predicted)
   image, truth, predicted = (x[:, :, k].T for x in (image, truth, predicted))  # (H, D)
-  box = _box((image != 0) | (truth > 0) | (predicted > 0))
+  shown = (image != 0) | (truth > 0) | (predicted > 0)
+  box = bounding_box(shown) or (slice(0, shown.shape[0]), slice(0, shown.shape[1]))
   pixel = min(voxel_mm[0], voxel_mm[1])
   height, width = (
     max(1, round((part.stop - part.start) * mm / pixel))
@@ -114,15 +117,6 @@ def _errors(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
   """Classes -> 0 right, or 1 + the position in ERRORS."""
   kinds = [(truth > 0) & (predicted == 0), (truth == 0) & (predicted > 0), truth != predicted]
   return np.select(kinds, [1, 2, 3], 0)
-
-
-def _box(inside: np.ndarray) -> tuple[slice, slice]:
-  """The bounding box of (H, D) booleans; all of it if none is true."""
-  ranges = []
-  for axis, n in enumerate(inside.shape):
-    found = np.flatnonzero(inside.any(axis=1 - axis))
-    ranges.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, n))
-  return tuple(ranges)
 
 
 def _resize(x: np.ndarray, height: int, width: int, how: Image.Resampling) -> np.ndarray:

@@ -6,22 +6,22 @@ the installed nilearn, which ships it as one script; nilearn itself is not impor
 
 import base64
 import gzip
-import html
 import importlib.metadata
 import json
 import re
 import struct
-from importlib import resources
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from markupsafe import Markup
 from scipy import ndimage
 
 from kd_jax.data import nifti
 from kd_jax.metrics import volumetric
 from kd_jax.report import mesh
 from kd_jax.report.slices import COLOURS
+from kd_jax.report.templating import fill
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.files import write_text
 from kd_jax.tasks.labels import CLASSES, REGIONS
@@ -64,28 +64,29 @@ def write_page(
       raise ValueError(f"{name} has classes other than 0..{len(CLASSES) - 1}")
   script, version = niivue()
   grey = intensities(scan.data)
+  colours = {name: _colours(name).tolist() for name in maps}
 
   case = {
     "scan": _embedded(grey, scan.affine),
     "maps": {n: _embedded(c, scan.affine, _LABEL * (n == "truth")) for n, c in maps.items()},
     "surfaces": _surfaces(maps, scan.affine) + _brain(grey, scan.affine),
-    "colours": {name: _colours(name).tolist() for name in maps},
+    "colours": colours,
     "classes": CLASSES,
     "focus_mm": _focus_mm(maps, scan.affine),
   }
-  pieces = {
-    "TITLE": html.escape(title),
-    "MODALITY": html.escape(modality),
-    "CLASS_ROWS": _class_rows(maps),
-    "REGION_ROWS": _region_rows(maps, float(np.prod(scan.voxel_mm)) / 1000),
-    "HAS_TRUTH": "yes" if truth is not None else "no",
-    "LICENCE": _asset("NIIVUE_LICENCE.txt").replace("--", "- -"),
-    "NILEARN": html.escape(version),
-    "CASE": json.dumps(case).replace("<", "\\u003c"),
-    "NIIVUE": _within_script(script),
-    "VIEWER": _asset("viewer.js"),
-  }
-  page = re.sub(r"\{\{(\w+)\}\}", lambda found: pieces[found[1]], _asset("viewer.html"))
+  page = fill(
+    "viewer.html",
+    title=title,
+    modality=modality,
+    has_truth=truth is not None,
+    classes=CLASSES,
+    colours=colours,
+    regions=_regions(maps, float(np.prod(scan.voxel_mm)) / 1000),
+    nilearn=version,
+    # Safe: JSON without "<" can neither end the script element nor begin a comment in it.
+    case=Markup(json.dumps(case).replace("<", "\\u003c")),
+    niivue=_within_script(script),
+  )
   write_text(path, page)
 
 
@@ -173,38 +174,19 @@ def _focus_mm(maps: dict[str, np.ndarray], affine: np.ndarray) -> list[float] | 
   return None
 
 
-def _class_rows(maps: dict[str, np.ndarray]) -> str:
-  """A switch for each class, with its colours."""
-  names = {"NCR": "necrotic core", "ED": "oedema", "ET": "enhancing tumour"}
-  return "".join(
-    f'<label><input type="checkbox" class="class" value="{c}" checked> '
-    + "".join(_swatch(name, c) for name in maps)
-    + f"{CLASSES[c]} <small>{names[CLASSES[c]]}</small> <kbd>{c}</kbd></label>"
-    for c in range(1, len(CLASSES))
-  )
-
-
-def _region_rows(maps: dict[str, np.ndarray], voxel_ml: float) -> str:
-  """A table row for each region: its volumes and, with a truth, its Dice."""
-  rows = []
+def _regions(maps: dict[str, np.ndarray], voxel_ml: float) -> dict[str, list[str]]:
+  """Region -> its volume in each map in ml and, with a truth, its Dice."""
+  rows = {}
   for region in REGIONS:
     masks = {name: volumetric.region_mask(classes, region) for name, classes in maps.items()}
-    cells = [f"{mask.sum() * voxel_ml:.1f}" for mask in masks.values()]
+    rows[region] = [f"{mask.sum() * voxel_ml:.1f}" for mask in masks.values()]
     if "truth" in masks:
-      cells.append(f"{volumetric.dice(masks['prediction'], masks['truth']):.3f}")
-    rows.append(f"<tr><th>{region}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-  return "".join(rows)
+      rows[region].append(f"{volumetric.dice(masks['prediction'], masks['truth']):.3f}")
+  return rows
 
 
-def _swatch(name: str, cls: int) -> str:
-  red, green, blue = _colours(name)[cls]
-  return f'<i class="{name}" style="--colour: rgb({red} {green} {blue})"></i>'
-
-
-def _asset(name: str) -> str:
-  return (resources.files("kd_jax.report") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _within_script(script: str) -> str:
+def _within_script(script: str) -> Markup:
   """JavaScript that cannot end the element around it; the escapes change no string's value."""
-  return re.sub(r"<(/script|!--)", lambda found: "<\\" + found[1], script, flags=re.IGNORECASE)
+  # Safe: NiiVue's own code from the installed nilearn, and what follows cannot leave its element.
+  escaped = re.sub(r"<(/script|!--)", lambda found: "<\\" + found[1], script, flags=re.IGNORECASE)
+  return Markup(escaped)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data import nifti
-from kd_jax.data.scans import Scan, find_scans
-from kd_jax.prediction.predictor import Ensemble, load_scan, native_classes
+from kd_jax.data.cases import Case
+from kd_jax.data.scans import find_scans
+from kd_jax.prediction.predictor import Predictor
 from kd_jax.report import viewer
 from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.runtime.terminal import Terminal
@@ -14,43 +15,44 @@ from kd_jax.tasks import labels
 
 
 def visualize(
-  ensemble: Ensemble, path: Path, convention: str, output: Path, terminal: Terminal
+  predictor: Predictor, path: Path, convention: str, output: Path, terminal: Terminal
 ) -> None:
   """Writes OUTPUT/CASE/{scan,prediction,truth}.nii.gz and view.html for every case that path means.
 
   Raises:
     UserError: the [report] extra is missing, no case, or (after the others) cases that failed.
   """
-  viewer.niivue()  # its absence is told before the work
-  scans, failed = find_scans(path, ensemble.modalities)
+  viewer.niivue()  # if it is missing, say so before the work
+  cases, failed = find_scans(path, predictor.modalities)
   progress = terminal.progress("drawing")
-  for done, scan in enumerate(scans, 1):
+  for done, case in enumerate(cases, 1):
     try:
-      page = _draw(ensemble, scan, convention, output / scan.name, terminal)
+      page = _draw(predictor, case, convention, output / case.name, terminal)
       terminal.line(f"open {page}")
     except CaseError as e:
       failed.append(e)
-    progress(done, len(scans), scan.name)
+    progress(done, len(cases), case.name)
   if failed:
     raise UserError("\n".join(str(error) for error in failed))
 
 
 def _draw(
-  ensemble: Ensemble, scan: Scan, convention: str, folder: Path, terminal: Terminal
+  predictor: Predictor, case: Case, convention: str, folder: Path, terminal: Terminal
 ) -> Path:
-  prepared = load_scan(ensemble, scan, terminal.line)
-  predicted = native_classes(ensemble.predict(prepared), prepared, ensemble.settings.smallest)
-  reference, modality = prepared.reference, ensemble.modalities[0]
+  prediction = predictor.predict_case(case, terminal.line)
+  predicted = prediction.classes()
+  reference, modality = prediction.scan, predictor.modalities[0]
   truth = None
-  if scan.seg:
+  if case.seg:
     try:
-      truth = labels.to_classes(nifti.read(scan.seg).data, scan.convention)
+      seg, seg_convention = case.label_map
+      truth = labels.to_classes(nifti.read(seg).data, seg_convention)
     except ValueError as e:
-      raise CaseError(scan.name, scan.seg, str(e), "Correct the file, or take it away.") from e
+      raise CaseError(case.name, case.seg, str(e), "Correct the file, or take it away.") from e
   maps = {"prediction": predicted} | ({} if truth is None else {"truth": truth})
   nifti.write_like(folder / "scan.nii.gz", reference.data.astype(np.float32), reference)
   for name, classes in maps.items():
     nifti.write_like(folder / f"{name}.nii.gz", labels.from_classes(classes, convention), reference)
   page = folder / "view.html"
-  viewer.write_page(page, scan.name, reference, predicted, truth, modality)
+  viewer.write_page(page, case.name, reference, predicted, truth, modality)
   return page

@@ -11,39 +11,53 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from errno import EACCES, EDQUOT, EIO, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from kd_jax.runs.layout import CHECKPOINTS
 from kd_jax.runtime import checksums, processes
 from kd_jax.runtime.errors import UserError
-from kd_jax.training.step import TrainState
 
-FOLDER = "checkpoints"
 _SCORE = "score"
 _REMOVAL_S = 1.0  # in which a checkpoint that is being removed is gone
 
 
-class Networks(NamedTuple):
-  """What prediction needs: {"cohort", "student"} parameters, the student's average or None."""
+class Items(NamedTuple):
+  """The trees of arrays that a checkpoint holds.
 
-  params: dict[str, Any]
-  ema: dict[str, Any] | None
+  Attributes:
+    networks: {"params": {"teachers", "student"}, "ema": the student's average or None}.
+    training: what prediction has no use for.
+  """
+
+  networks: dict[str, Any]
+  training: dict[str, Any]
 
 
 class Best(NamedTuple):
-  """What is read of a run's best checkpoint."""
+  """What is read of a run's best checkpoint.
+
+  Attributes:
+    step: steps done.
+    student: the student's parameters: their average, if the run keeps one.
+    averaged: whether they are that.
+    notes: what the host knew, as JSON.
+    score: the validation's; None if the checkpoint has just been removed.
+  """
 
   step: int
-  networks: Networks
-  notes: dict
-  score: float
+  student: dict[str, Any]
+  averaged: bool
+  notes: dict[str, Any]
+  score: float | None
 
 
 class Checkpoints:
@@ -67,7 +81,7 @@ class Checkpoints:
         create_directories_asynchronously=False,
       ),
     )
-    self.folder = workdir.absolute() / FOLDER
+    self.folder = workdir.absolute() / CHECKPOINTS
     self._begun = -1  # the step whose checkpoint was begun last
     if read_only and not self.folder.is_dir():
       raise UserError(f"{workdir} has no checkpoints; train there first")
@@ -90,12 +104,12 @@ class Checkpoints:
     """The validation score that a checkpoint was saved with."""
     return (self._manager.metrics(step) or {}).get(_SCORE)
 
-  def save(self, step: int, state: TrainState, notes: dict, score: float | None = None) -> None:
-    """Begins to write a checkpoint; the state may be donated to the next step at once.
+  def save(self, step: int, items: Items, notes: dict, score: float | None = None) -> None:
+    """Begins to write a checkpoint; the arrays may be donated to the next step at once.
 
     Args:
       step: steps done.
-      state: after that step.
+      items: the state after that step.
       notes: what the host knows, as JSON.
       score: of a validation after that step, higher is better.
 
@@ -108,36 +122,42 @@ class Checkpoints:
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          networks=ocp.args.StandardSave(_networks(state)),
-          training=ocp.args.StandardSave(_training(state)),
+          networks=ocp.args.StandardSave(items.networks),
+          training=ocp.args.StandardSave(items.training),
           notes=ocp.args.JsonSave(notes),
         ),
         metrics=None if score is None else {_SCORE: score},
         force=True,
       )
 
-  def restore(self, step: int, abstract: TrainState, sharding: Sharding) -> tuple[TrainState, dict]:
-    """The state and the notes of a checkpoint.
+  def restore(self, step: int, abstract: Items, sharding: Sharding) -> tuple[Items, dict]:
+    """The arrays and the notes of a checkpoint.
 
     Args:
-      abstract: the state's shapes, from jax.eval_shape.
-      sharding: where its arrays are to lie.
+      abstract: the arrays' shapes, from jax.eval_shape.
+      sharding: where they are to lie.
     """
+    older = "cohort" in self._stored_tree(step)["params"]
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
     )
-    items = self._manager.restore(
+    if older:
+      target = _with_names(target, _OLDER_NAMES)
+    restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        networks=ocp.args.StandardRestore(_networks(target)),
-        training=ocp.args.StandardRestore(_training(target)),
+        networks=ocp.args.StandardRestore(target.networks),
+        training=ocp.args.StandardRestore(target.training),
         notes=ocp.args.JsonRestore(),
       ),
     )
-    return TrainState(**items.networks, **items.training), items.notes
+    items = Items(restored.networks, restored.training)
+    return (_with_names(items, _TODAY_S_NAMES) if older else items), restored.notes
 
-  def restore_networks(self, step: int, abstract: TrainState) -> Networks:
-    """What prediction needs of a checkpoint, on this process's first device.
+  def restore_student(self, step: int) -> tuple[dict[str, Any], bool]:
+    """The student's parameters as NumPy arrays, and whether they are the run's average.
+
+    No other network is read.
 
     Raises:
       UserError: its files are not what was written.
@@ -147,12 +167,21 @@ class Checkpoints:
         f"the checkpoint of step {step} in {self.folder} is damaged ({found}). Put it back from a "
         f"copy; or move {self.folder / str(step)} elsewhere, and the best of the others is used"
       )
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _networks(abstract)
+    stored = self._stored_tree(step)
+    averaged = stored.get("ema") is not None
+    wanted = (
+      {"ema": stored["ema"]} if averaged else {"params": {"student": stored["params"]["student"]}}
     )
-    args = ocp.args.Composite(networks=ocp.args.StandardRestore(target))
-    return Networks(**self._manager.restore(step, args=args).networks)
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+    with ocp.PyTreeCheckpointer() as reader:
+      tree = reader.restore(self.folder / str(step) / "networks", args=args)
+    return (tree["ema"] if averaged else tree["params"]["student"]), averaged
+
+  def _stored_tree(self, step: int) -> dict[str, Any]:
+    """The networks' arrays as they are stored: names and shapes."""
+    with ocp.PyTreeCheckpointer() as reader:
+      return reader.metadata(self.folder / str(step) / "networks").item_metadata.tree
 
   def notes(self, step: int) -> dict:
     """The notes alone."""
@@ -190,11 +219,8 @@ class Checkpoints:
         checksums.write(folder)
 
 
-def read_best(workdir: Path, abstract: TrainState) -> Best:
+def read_best(workdir: Path) -> Best:
   """The best checkpoint; where a run that goes on replaces it meanwhile, the one that replaced it.
-
-  Args:
-    abstract: the state's shapes, from jax.eval_shape.
 
   Raises:
     UserError: no checkpoint was validated, or the best is damaged.
@@ -203,8 +229,8 @@ def read_best(workdir: Path, abstract: TrainState) -> Best:
     checkpoints = Checkpoints(workdir, read_only=True)
     step = checkpoints.best_step()
     try:
-      networks = checkpoints.restore_networks(step, abstract)
-      return Best(step, networks, checkpoints.notes(step), checkpoints.score(step))
+      student, averaged = checkpoints.restore_student(step)
+      return Best(step, student, averaged, checkpoints.notes(step), checkpoints.score(step))
     except Exception:  # Orbax has many errors for what is not there any more
       time.sleep(_REMOVAL_S)
       if (checkpoints.folder / str(step)).exists():
@@ -214,12 +240,12 @@ def read_best(workdir: Path, abstract: TrainState) -> Best:
 def set_aside_damaged(workdir: Path, tell: Callable[[str], None]) -> None:
   """Moves checkpoints whose files are not what was written out of the way of the last sound one.
 
-  Older ones than that are not looked at.
+  It does not check older ones than that.
 
   Raises:
     UserError: no checkpoint is sound; all stay where they are.
   """
-  folder, damaged = workdir / FOLDER, {}
+  folder, damaged = workdir / CHECKPOINTS, {}
   steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
   for step in steps:
     if not (found := checksums.damage(folder / str(step))):
@@ -241,14 +267,27 @@ def set_aside_damaged(workdir: Path, tell: Callable[[str], None]) -> None:
     )
 
 
-def _networks(state: TrainState) -> dict[str, Any]:
-  return {"params": state.params, "ema": state.ema}
+# --- Checkpoints of earlier versions ------------------------------------------------------------
+
+# The names of the parameters' groups, of all groups and within the teachers' group.
+_OLDER_NAMES = {
+  frozenset(("teachers", "student")): {"teachers": "cohort"},
+  frozenset(("networks", "fusion")): {"networks": "teachers"},
+  frozenset(("networks",)): {"networks": "teachers"},
+}
+_TODAY_S_NAMES = {
+  frozenset(("cohort", "student")): {"cohort": "teachers"},
+  frozenset(("teachers", "fusion")): {"teachers": "networks"},
+  frozenset(("teachers",)): {"teachers": "networks"},
+}
 
 
-def _training(state: TrainState) -> dict[str, Any]:
-  return {
-    "step": state.step,
-    "opt_state": state.opt_state,
-    "confidence": state.confidence,
-    "lr_scale": state.lr_scale,
-  }
+def _with_names(tree: Any, names: Mapping[frozenset, Mapping[str, str]]) -> Any:
+  """A tree in which dicts with certain keys have other ones."""
+  if isinstance(tree, dict):
+    renamed = names.get(frozenset(tree), {})
+    return {renamed.get(key, key): _with_names(part, names) for key, part in tree.items()}
+  if isinstance(tree, tuple):
+    parts = [_with_names(part, names) for part in tree]
+    return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+  return tree

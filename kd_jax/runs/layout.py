@@ -1,1 +1,38 @@
-"""The files of a work directory: every name once."""
+"""The files of a work directory and of an evaluation's folder: every name once."""
+
+import os
+from pathlib import Path
+
+from kd_jax.data.subjects import SUBJECTS_FILE
+
+__all__ = ["SUBJECTS_FILE"]  # named where it is written; exported students have it too
+
+# In a work directory.
+CONFIG_FILE = "config.json"  # the resolved settings
+RUN_FILE = "run.json"  # versions, commit, device: one record a start
+FOLDS_FILE = "folds.json"  # who is validated on
+LOG_FILE = "train.log"  # what the terminal said
+NUMBERS_FILE = "metrics.jsonl"  # every number, a line a step
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+EVALUATION = "evaluation"  # holds one folder an evaluation
+
+# In an evaluation's folder.
+SCORES_FILE = "scores.csv"
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.html"
+
+
+def default_workdir(name: str, fold: int) -> Path:
+  """Where a run lies if nobody says where."""
+  return Path(f"runs/{name}-fold{fold}")
+
+
+def is_run(path: Path) -> bool:
+  """Whether a path is the work directory of a run."""
+  return os.path.isfile(path / CONFIG_FILE)
+
+
+def validation_summary(workdir: Path) -> Path:
+  """The summary of the evaluation on a run's own validation cases."""
+  return workdir / EVALUATION / "val" / SUMMARY_FILE

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.runs.tensorboard import Board
+from kd_jax.runs.layout import LOG_FILE, NUMBERS_FILE, TENSORBOARD
+from kd_jax.runs.tensorboard import TensorBoardWriter
 from kd_jax.runtime.errors import UserError, printable
 from kd_jax.runtime.files import write_text
 from kd_jax.runtime.terminal import Terminal
-
-NUMBERS_FILE = "metrics.jsonl"
 
 
 class RunLog:
@@ -32,9 +31,11 @@ class RunLog:
       workdir.mkdir(parents=True, exist_ok=True)
       _truncate(workdir, step)
       self._numbers = (workdir / NUMBERS_FILE).open("a")
-      self._text = (workdir / "train.log").open("a")
+      self._text = (workdir / LOG_FILE).open("a")
       # The suffix: two starts in one second must not share a file.
-      self._board = Board(workdir / "tensorboard", step + 1 if step else None, f".{step:09}")
+      self._tensorboard = TensorBoardWriter(
+        workdir / TENSORBOARD, step + 1 if step else None, f".{step:09}"
+      )
 
   def line(self, text: str, terminal: bool = True) -> None:
     """A line for people, on the terminal and in train.log."""
@@ -49,22 +50,22 @@ class RunLog:
     """Numbers at a step, to TensorBoard and metrics.jsonl."""
     with self._writing():
       for name, value in values.items():
-        self._board.scalar(step, name, value)
-      self._board.flush()
+        self._tensorboard.scalar(step, name, value)
+      self._tensorboard.flush()
       print(json.dumps({"step": step, **values}), file=self._numbers, flush=True)
 
   def text(self, name: str, text: str) -> None:
     """Preformatted text, to TensorBoard."""
     with self._writing():
-      self._board.text(name, "\n".join(f"    {line}" for line in text.splitlines()))
+      self._tensorboard.text(name, "\n".join(f"    {line}" for line in text.splitlines()))
 
   def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
     """(height, width, 3) uint8, to TensorBoard."""
     with self._writing():
-      self._board.picture(step, name, pixels)
+      self._tensorboard.picture(step, name, pixels)
 
   def close(self) -> None:
-    for file in (self._board, self._numbers, self._text):
+    for file in (self._tensorboard, self._numbers, self._text):
       with contextlib.suppress(OSError):  # what a flush could not write was told then
         file.close()
 
@@ -91,6 +92,9 @@ class NoLog:
   def picture(self, step: int, name: str, pixels: np.ndarray) -> None: ...
 
   def close(self) -> None: ...
+
+
+Log = RunLog | NoLog
 
 
 def read_numbers(workdir: Path) -> list[dict]:

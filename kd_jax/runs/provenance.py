@@ -1,6 +1,5 @@
 """What a run was made with: versions, source, settings of the machine; one record a start."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -12,14 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from kd_jax import __version__
+from kd_jax.runs.layout import RUN_FILE
+from kd_jax.runtime import versions
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.files import read_json, write_text
 
-RUN_FILE = "run.json"
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
 _PREFIXES = ("JAX_", "XLA_", "CUDA_VISIBLE", "TPU_", "TF_CUDNN", "NVIDIA_TF32")
 
 
@@ -52,23 +49,16 @@ def source(record: Mapping[str, Any]) -> str:
 
 
 def environment() -> dict[str, Any]:
-  """What the numbers of a run can depend on beside its configuration."""
-  device = jax.devices()[0]
+  """What the numbers of a run can depend on beside its settings."""
   return {
     "command": sys.argv,
     "kd_jax": __version__,
     "git": git_state(Path(__file__).parent),
     "python": platform.python_version(),
-    "packages": {name: _version(name) for name in _PACKAGES},
+    "packages": versions.packages(),
     "host": socket.gethostname(),
     "system": platform.platform(),
-    "devices": {
-      "platform": device.platform,
-      "kind": device.device_kind,
-      "count": jax.device_count(),
-      "processes": jax.process_count(),
-      "runtime": getattr(device.client, "platform_version", ""),
-    },
+    "devices": versions.devices(),
     "environment": _matching(os.environ),
   }
 
@@ -90,13 +80,6 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {"commit": git("rev-parse", "HEAD"), "modified": bool(changed)}
   except (OSError, subprocess.SubprocessError):
-    return None
-
-
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
     return None
 
 

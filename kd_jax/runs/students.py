@@ -1,31 +1,30 @@
-"""Where --checkpoint leads: to a run's best student, to a shared directory, to several of them."""
+"""Where --checkpoint leads: to a run's best student, to an exported one, to several of them."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from kd_jax.data.subjects import SUBJECTS_FILE, read_subjects
-from kd_jax.models.framework import Framework
-from kd_jax.prediction import student_directory as share
-from kd_jax.prediction.postprocess import BY_VALIDATION
+from kd_jax.data.subjects import read_subjects
+from kd_jax.prediction import student_directory
 from kd_jax.prediction.student import Architecture, Preparation, Student
 from kd_jax.prediction.student_directory import MODEL_FILE, WEIGHTS_FILE
-from kd_jax.runs.checkpoints import FOLDER as CHECKPOINTS
-from kd_jax.runs.checkpoints import read_best
+from kd_jax.runs.layout import CHECKPOINTS, CONFIG_FILE, SUBJECTS_FILE, is_run, validation_summary
 from kd_jax.runtime.errors import ConfigError, UserError
 from kd_jax.runtime.files import read_json
-from kd_jax.settings import config as config_lib
-from kd_jax.settings.config import CONFIG_FILE
-from kd_jax.training import optimisers as optim
-from kd_jax.training import step as step_lib
+from kd_jax.settings import record
+from kd_jax.settings.inference import BY_VALIDATION
+from kd_jax.settings.run import to_dict
+
+# A threshold of postprocessing -> its names in the notes of a checkpoint, the latest first.
+_THRESHOLDS = {
+  "min_component_mm3": ("min_component_mm3", "smallest_island"),
+  "min_et_mm3": ("min_et_mm3", "smallest_et"),
+}
 
 
 def open_students(paths: str) -> list[Student]:
-  """Comma-separated runs, shared directories or cross-validations -> students that go together.
+  """Comma-separated runs, exported students or cross-validations -> students that go together.
 
   Raises:
     UserError: a path that holds no student, or students that read different inputs.
@@ -52,9 +51,9 @@ def open_students(paths: str) -> list[Student]:
 
 
 def open_student(path: Path) -> Student:
-  """A run's best student, or the one of a shared directory. UserError if there is none."""
+  """A run's best student, or an exported one. UserError if there is none."""
   if os.path.isfile(path / MODEL_FILE):
-    return share.read(path)
+    return student_directory.read(path)
   if is_run(path):
     return _open_run(path)
   if not os.path.exists(path):
@@ -65,78 +64,57 @@ def open_student(path: Path) -> Student:
   )
 
 
-def is_run(path: Path) -> bool:
-  return os.path.isfile(path / CONFIG_FILE)
-
-
 def _open_run(workdir: Path) -> Student:
-  raw = config_lib.read(workdir / CONFIG_FILE)
-  try:
-    config = config_lib.parse(raw)
-  except ConfigError as e:
-    raise UserError(
-      f"{workdir / CONFIG_FILE} was written by another version of kd_jax: {e}. Use that version "
-      "(its number is in the run's train.log), or export the student there"
-    ) from e
-  step, networks, notes, score = read_best(workdir, _abstract_state(config))
-  asked = config.predict.smallest._asdict()
-  chosen = [f"smallest_{name}" for name, value in asked.items() if value == BY_VALIDATION]
-  look = replace(config.predict, **{name: notes.get(name, 0.0) for name in chosen})
-  averaged = networks.ema is not None
-  params = networks.ema if averaged else networks.params["student"]
-  params = {name: part for name, part in params.items() if name != "side_heads"}
+  from kd_jax.runs.checkpoints import read_best  # Orbax is not needed for exported students
+
+  settings = record.read(workdir / CONFIG_FILE)
+  best = read_best(workdir)
+  chosen = [name for name in _THRESHOLDS if getattr(settings.inference, name) == BY_VALIDATION]
+  found: dict[str, Any] = {
+    name: next((best.notes[key] for key in _THRESHOLDS[name] if key in best.notes), 0.0)
+    for name in chosen
+  }
   if not (workdir / SUBJECTS_FILE).is_file():
-    raise UserError(f"{workdir} has no {SUBJECTS_FILE}: whom it was trained on is not known")
+    raise UserError(f"{workdir} has no {SUBJECTS_FILE}: its training subjects are not known")
   train, val = read_subjects(workdir / SUBJECTS_FILE)
+  data, model = settings.data, settings.model
   return Student(
-    name=config.name,
+    name=settings.name,
     source=str(workdir),
-    architecture=Architecture(config.model.student, config.model.filters, config.model.attention),
-    preparation=Preparation(
-      config.data.grid, config.data.normalise, config.data.spacing, config.data.patch
-    ),
-    predict=look,
-    params=jax.tree.map(np.asarray, params),
+    architecture=Architecture(model.student, model.filters, model.attention, model.network),
+    preparation=Preparation(data.grid, data.normalise, data.spacing, data.patch),
+    inference=replace(settings.inference, **found),
+    params={name: part for name, part in best.student.items() if name != "side_heads"},
     training={
-      "data": config.name,
+      "data": settings.name,
       "convention": train[0].convention,
       "cases": len(train),
       "validation_cases": len(val),
-      "fold": config.data.fold,
-      "teachers": {name: list(m) for name, m in config.model.teachers.items()},
-      "step": step,
-      "averaged": averaged,
-      "validation_score": score,
+      "fold": data.fold,
+      "teachers": {name: list(m) for name, m in model.teachers.items()},
+      "step": best.step,
+      "averaged": best.averaged,
+      "validation_score": best.score,
       "chosen_by_validation": chosen,
     },
-    scores=_scores(workdir, step),
+    scores=_scores(workdir, best.step),
     train=train,
     val=val,
-    settings=raw,
-  )
-
-
-def _abstract_state(config: config_lib.Config) -> step_lib.TrainState:
-  """The shapes of a checkpoint's state; nothing is computed."""
-  framework = Framework(config.model)
-  optimizers = {group: optim.optimizer(s, 1) for group, s in config.optim.groups.items()}
-  ema = config.optim.ema_decay > 0
-  return jax.eval_shape(
-    lambda key: step_lib.init_state(framework, optimizers, config.confidence, key, ema=ema),
-    jax.random.key(0),
+    settings=to_dict(settings),
   )
 
 
 def _scores(workdir: Path, step: int) -> dict[str, Any] | None:
   """What the last evaluation on the validation cases found, if it was of this checkpoint."""
-  path = workdir / "evaluation" / "val" / "summary.json"
+  path = validation_summary(workdir)
   if not path.is_file():
     return None
   summary = read_json(path)
   if [student.get("step") for student in summary.get("students", [])] != [step]:
     return None
-  scores = {key: summary.get(key) for key in ("title", "data", "prediction", "rules", "regions")}
-  scores["data"].pop("root", None)  # where the data lies is nobody's business who gets the student
+  kept = ("title", "data", "prediction", "rules", "regions")
+  scores: dict[str, Any] = {key: summary.get(key) for key in kept}
+  scores["data"].pop("root", None)  # where the data lies is private: the student may be shared
   return scores
 
 

@@ -13,7 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
-class Board:
+class TensorBoardWriter:
   """One event file.
 
   Every method raises OSError where the file cannot be written.

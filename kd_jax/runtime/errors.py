@@ -5,6 +5,7 @@ prints them without a traceback and exits with status 1; everything else is a bu
 traceback.
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 
@@ -56,8 +57,11 @@ def one_line(text: str) -> str:
 
 
 def did_you_mean(what: str, name: object, known: Sequence[str]) -> str:
-  """A message for an unknown name that lists the known ones."""
-  return f"unknown {what} {name!r}; known: {', '.join(known)}"
+  """A message for an unknown name: the nearest known one first, then all of them."""
+  last = str(name).rpartition(".")[2]
+  near = difflib.get_close_matches(last, known, 1)
+  hint = f"did you mean {near[0]!r}? " if near else ""
+  return f"unknown {what} {name!r}; {hint}known: {', '.join(known)}"
 
 
 def some(names: Sequence[str]) -> str:

@@ -35,12 +35,12 @@ def write_bytes(path: Path, content: bytes) -> None:
   except OSError as e:
     raise UserError(f"cannot write {path}: {e.strerror or e}") from e
   finally:
-    with contextlib.suppress(OSError):  # what went wrong above is what is told
+    with contextlib.suppress(OSError):  # the error above is the one to report
       temporary.unlink(missing_ok=True)
 
 
 def is_abandoned(path: Path, writer: str) -> bool:
-  """Whether whoever wrote a temporary file or folder is gone.
+  """Whether the process that wrote a temporary file or folder is gone.
 
   Args:
     path: the file.

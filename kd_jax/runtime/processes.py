@@ -64,7 +64,7 @@ def _is_tpu_vm() -> bool:
 def _check_explicit(
   wanted: bool | None, coordinator: str | None, count: int | None, index: int | None
 ) -> None:
-  if None in (coordinator, count, index):
+  if coordinator is None or count is None or index is None:
     raise ConfigError("--coordinator=HOST:PORT, --processes=N and --process=I go together")
   if wanted is False:
     raise ConfigError("--nodistributed contradicts --coordinator")

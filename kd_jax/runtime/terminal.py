@@ -3,14 +3,15 @@
 import contextlib
 import logging
 import math
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import rich.console
 import rich.progress
 
-from kd_jax.runtime.errors import one_line, printable
+from kd_jax.runtime.errors import CaseError, one_line, printable
 
 _PLAIN_EVERY_SECONDS = 10  # between lines of progress where there is no terminal
 
@@ -19,11 +20,20 @@ class Terminal:
   """Lines, and one live progress line below them; plain lines where the output is no terminal.
 
   Of several processes, number 0 shows progress; the others' lines begin with their number.
+  `quiet`: nothing is shown.
   """
 
-  def __init__(self, process: int = 0):
+  def __init__(self, process: int = 0, quiet: bool = False):
     self._process = process
-    self.console = rich.console.Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    self.console = rich.console.Console(
+      file=sys.stderr,
+      highlight=False,
+      soft_wrap=True,
+      quiet=quiet,
+      # A live line takes over the caller's own output, which must be shown if ours is not.
+      force_terminal=False if quiet or _in_notebook() else None,
+      force_jupyter=False,
+    )
 
   def line(self, text: str) -> None:
     if self._process:
@@ -73,6 +83,12 @@ class Terminal:
     return report
 
 
+def _in_notebook() -> bool:
+  """Whether output goes to a notebook: its kernel says it is a terminal, and shows every redrawing
+  of a live line below the last one."""
+  return type(sys.stderr).__module__.startswith("ipykernel")
+
+
 def duration(seconds: float) -> str:
   """3725 -> "1:02:05"."""
   if not math.isfinite(seconds):
@@ -82,19 +98,36 @@ def duration(seconds: float) -> str:
   return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def table(head: list[str], rows: list[list[object]]) -> str:
-  """Columns that align: the first to the left, the others to the right; floats to four places."""
+def table(
+  head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1, separator: str = "  "
+) -> str:
+  """Aligned columns: the first `left` to the left, the others to the right; floats to 4 places."""
   cells = [head] + [[f"{c:.4f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
   widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+  lines = []
+  for row in cells:
+    columns = enumerate(zip(row, widths, strict=True))
+    aligned = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in columns]
+    lines.append(separator.join(aligned).rstrip())
+  lines.insert(1, separator.join("-" * width for width in widths))
+  return "\n".join(lines)
 
-  def right(row: list[str]) -> list[str]:
-    return [cell.rjust(width) for cell, width in zip(row, widths[1:], strict=True)]
 
-  lines = ["  ".join([row[0].ljust(widths[0]), *right(row[1:])]) for row in cells]
-  return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+def error_table(errors: Sequence[CaseError]) -> str:
+  """Findings, one a line: case | file | finding | remedy."""
+  rows = [
+    tuple(map(one_line, (e.case, os.path.basename(e.file), e.finding, e.remedy))) for e in errors
+  ]
+  return table(("case", "file", "finding", "remedy"), rows, left=4, separator=" | ")
 
 
-def quiet_libraries() -> None:
-  """Their notes of every save, restore and missing backend would bury ours; errors stay."""
+def quiet_libraries(unless_set: bool = False) -> None:
+  """Their notes of every save, restore and missing backend would bury ours; errors stay.
+
+  Args:
+    unless_set: a library's logger keeps a level that the caller's own code gave it.
+  """
   for name in ("absl", "jax", "matplotlib", "orbax"):
-    logging.getLogger(name).setLevel(logging.ERROR)
+    logger = logging.getLogger(name)
+    if not (unless_set and logger.level):
+      logger.setLevel(logging.ERROR)

@@ -5,10 +5,14 @@ tumour). The files of 2018-2021 write ET as 4, those of 2023 as 3; in 2024 (post
 the resection cavity, which is not tumour.
 """
 
+from typing import Literal
+
 import numpy as np
 
 from kd_jax.runtime.errors import ConfigError, did_you_mean
 
+Region = Literal["WT", "TC", "ET"]
+Convention = Literal["brats2018", "brats2023", "brats2024"]
 CLASSES = ("background", "NCR", "ED", "ET")
 REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
 

@@ -34,7 +34,7 @@ class ParsedName(NamedTuple):
   Attributes:
     case: the case's name; "" where nothing stands before the modality: there the folder's counts.
     kind: one of MODALITIES, or "seg".
-    new: whether the suffix is one of those that 2023 introduced.
+    new: whether the suffix is one that 2023 introduced.
   """
 
   case: str

@@ -1,10 +1,11 @@
 """The gradient of a whole batch's loss with the activations of a part of it at a time.
 
-The losses of METHOD §2 are not sums over samples: Dice is taken over the batch. So gradients of
-parts cannot simply be added up. All outputs (small beside the activations) are computed first, the
-loss is taken on them together, and its gradient goes back through each part in turn: the same
-numbers for one more forward pass (Gao et al., Scaling Deep Contrastive Learning Batch Size under
-Memory Limited Setup, RepL4NLP 2021, do so for contrastive losses).
+The losses are not sums over samples, for Dice is taken over the batch
+(docs/method.md, "Supervised loss"). So gradients of parts cannot simply be added up. All outputs
+(small beside the activations) are computed first, the loss is taken on them together, and its
+gradient goes back through each part in turn: the same numbers for one more forward pass (Gao et
+al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, RepL4NLP 2021, do so
+for contrastive losses).
 """
 
 from collections.abc import Callable

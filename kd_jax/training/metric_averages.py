@@ -20,7 +20,7 @@ class Values(NamedTuple):
   non_finite: list[tuple[int, str, float]]
 
 
-class Window:
+class MetricAverages:
   """Collects the metrics of steps as they lie on the device; nothing waits until `close`."""
 
   def __init__(self):
@@ -31,15 +31,15 @@ class Window:
     self._metrics.append((step, metrics))
 
   def close(self, batch: int) -> Values:
-    """Waits for the window's steps and looks at every number; batch: samples a step."""
+    """Waits for the window's steps and checks every number; batch: samples a step."""
     fetched = [(step, jax.device_get(metrics)) for step, metrics in self._metrics]
     seconds = (time.monotonic() - self._began) / len(fetched)
     non_finite = [
       (step, *bad) for step, metrics in fetched if (bad := _first_non_finite(metrics)) is not None
     ]
     sound = [metrics for _, metrics in fetched if not metrics.get("skipped")]
-    looked_at = sound or [metrics for _, metrics in fetched]
-    means = {name: float(np.mean([x[name] for x in looked_at])) for name in looked_at[0]}
+    counted = sound or [metrics for _, metrics in fetched]
+    means = {name: float(np.mean([x[name] for x in counted])) for name in counted[0]}
     means |= {"seconds_per_step": seconds, "samples_per_second": batch / seconds}
     return Values(means, non_finite)
 
@@ -52,4 +52,4 @@ def _first_non_finite(metrics: dict[str, np.ndarray]) -> tuple[str, float] | Non
 
 def _blame(name: str) -> tuple[bool, bool, str]:
   """Single terms before the sums that they spoil, losses before the rest."""
-  return not name.startswith("loss/"), name in ("loss/student", "loss/cohort"), name
+  return not name.startswith("loss/"), name in ("loss/student", "loss/teachers"), name

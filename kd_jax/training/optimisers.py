@@ -1,60 +1,12 @@
 """Optimisers of the two parameter groups: AdamW or SGD, clipping, a schedule, the plateau rule."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import optax
 
-GROUPS = ("cohort", "student")
-ALGORITHMS = ("adamw", "sgd")
-SCHEDULES = ("constant", "warmup_cosine", "poly", "plateau")
-
-
-@dataclass(frozen=True)
-class PlateauSettings:
-  """Lower the learning rate when the validation score stops rising (schedule "plateau").
-
-  Attributes:
-    factor: what the learning rate is multiplied by.
-    patience: validations without a better score that are borne.
-    from_epoch: the first epoch (from 0) whose validation counts.
-  """
-
-  factor: float = 0.1
-  patience: int = 5
-  from_epoch: int = 0
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-  """One group's optimiser.
-
-  Attributes:
-    algorithm: "adamw", which is Adam where weight_decay is 0; or "sgd" with Nesterov's momentum
-      beta1 and the decay in the gradient (nnU-Net: learning_rate 0.01, beta1 0.99, weight_decay
-      3e-5, "poly").
-    learning_rate: the schedule's highest.
-    schedule: one of SCHEDULES; "plateau" is constant here and lowered by PlateauSettings.
-    warmup: the share of all steps in which "warmup_cosine" and "poly" rise from 0.
-    final: the share of learning_rate that "warmup_cosine" and "poly" end with.
-    power: of "poly" (nnU-Net's 0.9).
-    beta1, beta2, epsilon, weight_decay: of AdamW; beta1 and weight_decay of SGD too.
-    clip_norm: the largest gradient norm of the group; 0 for no clipping.
-  """
-
-  algorithm: str = "adamw"
-  learning_rate: float = 1e-3
-  schedule: str = "warmup_cosine"
-  warmup: float = 0.05
-  final: float = 0.0
-  power: float = 0.9
-  beta1: float = 0.9
-  beta2: float = 0.999
-  epsilon: float = 1e-8
-  weight_decay: float = 0.0
-  clip_norm: float = 0.0
-  plateau: PlateauSettings = field(default_factory=PlateauSettings)
+from kd_jax.settings.training import OptimizerSettings, PlateauSettings
 
 
 def schedule(settings: OptimizerSettings, total_steps: int) -> optax.Schedule:
@@ -69,7 +21,9 @@ def schedule(settings: OptimizerSettings, total_steps: int) -> optax.Schedule:
   elif settings.schedule == "poly":
     fall = optax.polynomial_schedule(peak, peak * settings.final, settings.power, rest)
   else:
-    raise ValueError(f"schedule {settings.schedule!r} is none of {SCHEDULES}")
+    raise ValueError(
+      f"schedule {settings.schedule!r} is none of constant, warmup_cosine, poly, plateau"
+    )
   if not warmup:
     return fall
   # The first step already moves: it has 1 / warmup of the peak, not 0.

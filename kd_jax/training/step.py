@@ -5,10 +5,9 @@ gradient, updates teachers, fusion and student together, and returns the metrics
 use the parameters from before the step, so the update is exactly one joint step.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,57 +17,18 @@ from jax.sharding import PartitionSpec as P
 
 from kd_jax.method import batch_scores as metrics_lib
 from kd_jax.method import confidence as confidence_lib
-from kd_jax.method.confidence import Confidence, ConfidenceSettings
+from kd_jax.method.confidence import Confidence
 from kd_jax.method.distillation import certainty_shares
-from kd_jax.method.objective import LossSettings, distillation_share, objective
+from kd_jax.method.objective import distillation_share, objective
 from kd_jax.models.framework import Framework, Outputs, Params
-from kd_jax.models.resunet import Output
+from kd_jax.models.interface import Output
+from kd_jax.settings.method import ConfidenceSettings, LossSettings
 from kd_jax.tasks.labels import REGIONS
 from kd_jax.training.accumulate import grad_in_parts
+from kd_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]  # image (B, M, D, H, W), label (B, D, H, W)
 Metrics = dict[str, jax.Array]
-
-
-@flax.struct.dataclass
-class TrainState:
-  """All that training changes.
-
-  Attributes:
-    step: (), steps done.
-    params: {"cohort", "student"}, see models/framework.py.
-    opt_state: one optax state a group.
-    confidence: the teachers' weights and running scores.
-    lr_scale: a factor on each group's learning rate, lowered by the plateau rule.
-    ema: the average of the student's parameters, or None.
-  """
-
-  step: jax.Array
-  params: Params
-  opt_state: dict[str, Any]
-  confidence: Confidence
-  lr_scale: dict[str, jax.Array]
-  ema: Params | None
-
-
-def init_state(
-  framework: Framework,
-  optimizers: Mapping[str, optax.GradientTransformation],
-  confidence: ConfidenceSettings,
-  key: jax.Array,
-  *,
-  ema: bool = False,
-) -> TrainState:
-  """A fresh state."""
-  params = framework.init(key)
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    opt_state={group: tx.init(params[group]) for group, tx in optimizers.items()},
-    confidence=confidence_lib.init(framework.spec.teachers, confidence),
-    lr_scale={group: jnp.ones(()) for group in optimizers},
-    ema=jax.tree.map(jnp.copy, params["student"]) if ema else None,
-  )
 
 
 def make_train_step(
@@ -115,19 +75,14 @@ def make_train_step(
       images, labels = augment(jax.random.fold_in(key, state.step), images, labels)
     brain = jnp.any(images != 0, axis=1)  # (B, D, H, W)
     new_epoch = state.step % steps_per_epoch == 0
-    belief = begun = confidence_lib.begin_step(state.confidence, new_epoch, confidence)
+    begun = confidence_lib.begin_step(state.confidence, new_epoch, confidence)
     share = distillation_share(state.step / steps_per_epoch, loss)
 
-    def loss_of(outputs: Outputs) -> tuple[jax.Array, Metrics]:
+    def loss_of(outputs: Outputs) -> tuple[jax.Array, tuple[Metrics, dict[str, jax.Array]]]:
       scores = _scores(lax.stop_gradient(outputs), labels, confidence)
-      alpha = belief.weights
-      if confidence.update == "batch":
-        alpha = confidence_lib.weights_of(scores, confidence.total)
-      if confidence.by == "voxel":
-        logits = {name: output.logits for name, output in outputs.teachers.items()}
-        alpha = certainty_shares(logits, confidence.total)
-      total, terms = objective(outputs, labels, alpha, share, loss, brain)
-      return total, (terms | _by_region("weight", alpha), scores)
+      weights = _teacher_weights(outputs, scores, begun, confidence)
+      total, terms = objective(outputs, labels, weights, share, loss, brain)
+      return total, (terms | _by_region("weight", weights), scores)
 
     def loss_fn(params: Params):
       outputs = forward(params, images)
@@ -140,36 +95,66 @@ def make_train_step(
       grads, outputs, rest = grad_in_parts(forward, loss_of, state.params, images, accumulate)
     metrics, scores = rest
 
-    params, opt_state = {}, {}
-    for group, tx in optimizers.items():
-      updates, opt_state[group] = tx.update(
-        grads[group], state.opt_state[group], state.params[group]
-      )
-      updates = jax.tree.map(lambda u, scale=state.lr_scale[group]: u * scale, updates)
-      params[group] = optax.apply_updates(state.params[group], updates)
-      metrics[f"grad_norm/{group}"] = optax.tree.norm(grads[group])
-
+    updated = _update(state, grads, optimizers, ema_decay)
+    metrics |= {f"grad_norm/{group}": optax.tree.norm(grads[group]) for group in optimizers}
+    confidence_state = begun
     if outputs.teachers:
       metrics |= _by_region("score", scores)
-      belief = confidence_lib.end_step(belief, scores, confidence)
+      confidence_state = confidence_lib.end_step(begun, scores, confidence)
     metrics |= _batch_dice(outputs, labels)
-
-    new_state = TrainState(
-      step=state.step + 1,
-      params=params,
-      opt_state=opt_state,
-      confidence=belief,
-      lr_scale=state.lr_scale,
-      ema=_average(state, params["student"], ema_decay),
-    )
+    new_state = dataclasses.replace(updated, confidence=confidence_state)
     if skip_nonfinite:
-      finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
-      kept = state.replace(step=new_state.step, confidence=begun)  # a new epoch begins all the same
-      new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, kept)
-      metrics["skipped"] = 1.0 - finite
+      # A new epoch begins all the same.
+      kept = dataclasses.replace(state, step=new_state.step, confidence=begun)
+      new_state, metrics = _finite_or(kept, new_state, metrics)
     return new_state, metrics
 
   return train_step
+
+
+def _teacher_weights(
+  outputs: Outputs,
+  scores: Mapping[str, jax.Array],
+  begun: Confidence,
+  settings: ConfidenceSettings,
+) -> dict[str, jax.Array]:
+  """Teacher's name -> its weight in this step: (), (3,) by region or (B, D, H, W) by voxel."""
+  if settings.by == "voxel":
+    logits = {name: output.logits for name, output in outputs.teachers.items()}
+    return certainty_shares(logits, settings.total)
+  if settings.update == "batch":
+    return confidence_lib.weights_of(scores, settings.total)
+  return begun.weights
+
+
+def _update(
+  state: TrainState,
+  grads: Params,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  ema_decay: float,
+) -> TrainState:
+  """The joint update of all groups, from gradients at the parameters before the step."""
+  params, opt_state = {}, {}
+  for group, tx in optimizers.items():
+    updates, opt_state[group] = tx.update(grads[group], state.opt_state[group], state.params[group])
+    updates = jax.tree.map(lambda u, scale=state.lr_scale[group]: u * scale, updates)
+    params[group] = optax.apply_updates(state.params[group], updates)
+  return dataclasses.replace(
+    state,
+    step=state.step + 1,
+    params=params,
+    opt_state=opt_state,
+    ema=_average(state, params["student"], ema_decay),
+  )
+
+
+def _finite_or(
+  kept: TrainState, new_state: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+  """new_state if all metrics are finite, else kept; with the metric `skipped`."""
+  finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
+  chosen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, kept)
+  return chosen, metrics | {"skipped": 1.0 - finite}
 
 
 def _keep(output: Output, features: Sequence[str]) -> Output:
@@ -197,7 +182,7 @@ def _scores(
 
 def _by_region(what: str, values: Mapping[str, jax.Array]) -> Metrics:
   """Scores or weights as scalars for the logs; those of voxels by their mean."""
-  found = {}
+  found: Metrics = {}
   for name, value in values.items():
     if value.shape == (len(REGIONS),):
       found |= {f"confidence/{what}/{name}/{r}": v for r, v in zip(REGIONS, value, strict=True)}

@@ -1,42 +1,33 @@
-"""Training, from a configuration to a work directory with checkpoints, logs and pictures."""
+"""Training, from settings to a work directory with checkpoints, logs and pictures."""
 
 import contextlib
 import dataclasses
-import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from kd_jax.data import pipeline
-from kd_jax.data.augmentation import augment
-from kd_jax.data.dataset import Dataset, open_dataset, spread
-from kd_jax.data.entry import open_entry
-from kd_jax.data.subjects import SUBJECTS_FILE, Subject, write_subjects
-from kd_jax.models.framework import Framework, Params
-from kd_jax.prediction import sliding_window as inference
-from kd_jax.runs import provenance
-from kd_jax.runs.checkpoints import Checkpoints, set_aside_damaged
-from kd_jax.runs.log import NoLog, RunLog
-from kd_jax.runtime import lock, processes
+from kd_jax.data.dataset import spread
+from kd_jax.models.framework import Params
+from kd_jax.prediction import sliding_window
+from kd_jax.runtime import child_processes, lock, processes
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.interrupts import Interrupts
 from kd_jax.runtime.memory import memory
 from kd_jax.runtime.terminal import Terminal, duration
-from kd_jax.settings import config as config_lib
-from kd_jax.settings.config import CONFIG_FILE, Config
-from kd_jax.training import messages as announce
-from kd_jax.training import optimisers as optim
+from kd_jax.settings.run import Settings
+from kd_jax.training import messages, optimisers
 from kd_jax.training import step as step_lib
 from kd_jax.training.mesh import mesh_for
-from kd_jax.training.metric_averages import Window
+from kd_jax.training.metric_averages import MetricAverages
 from kd_jax.training.optimisers import Plateau
-from kd_jax.training.step import TrainState
+from kd_jax.training.setup import Setup, set_up
+from kd_jax.training.state import to_items
 from kd_jax.training.validation import Validation, validate
 
 
@@ -44,237 +35,210 @@ class NonFiniteError(UserError):
   """A loss or gradient that is no number any more."""
 
 
-def train(raw: Mapping[str, Any], workdir: Path, terminal: Terminal) -> None:
+def train(settings: Settings, workdir: Path, terminal: Terminal) -> None:
   """Trains, or goes on where the work directory's last checkpoint stands.
 
   Args:
-    raw: the resolved configuration, as config.to_dict has it.
+    settings: of the run.
     workdir: made if need be.
     terminal: where to tell.
 
   Raises:
-    UserError: a setting, a file or a loss that a person has to look at; or another run that
+    UserError: a setting, a file or a loss that the user has to correct; or another run that
       works in the directory.
   """
-  config = config_lib.parse(raw)
-  mesh = mesh_for(config)  # refused before any work
+  child_processes.refuse_second_run()
+  mesh = mesh_for(settings)  # an error before any work
   alone = lock.held(workdir, terminal.line) if processes.first() else contextlib.nullcontext()
   with alone:
-    _train(config, raw, mesh, workdir, terminal)
+    setup = set_up(settings, mesh, workdir, terminal)
+    _loop(_Run(setup, settings, workdir, terminal), mesh)
 
 
-def _train(
-  config: Config, raw: Mapping[str, Any], mesh: Mesh, workdir: Path, terminal: Terminal
-) -> None:
-  """`train`, with the work directory to itself."""
-  told: list[str] = []  # before there is a log
+def _loop(run: "_Run", mesh: Mesh) -> None:
+  """Steps until all are done, or a signal comes; logs, validates and saves in between."""
+  setup, plan = run.setup, run.setup.plan
+  with (
+    contextlib.closing(setup.log),
+    contextlib.closing(setup.checkpoints),
+    contextlib.closing(_batches(run, mesh)) as batches,
+    Interrupts() as interrupts,
+    run.terminal.live("training", plan.total_steps, setup.first) as show,
+  ):
+    for step in range(setup.first + 1, plan.total_steps + 1):
+      run.take_step(step, next(batches))
+      log_now, validate_now = plan.log(step), plan.validate(step)
+      stop_now = interrupts.agreed(ask=log_now or validate_now)
+      save_now = plan.save(step) or stop_now
+      if log_now or save_now:  # save nothing before its numbers are checked
+        show(step, run.log_numbers(step))
+      result = run.validate(step) if validate_now else None
+      if save_now:
+        run.save(step, result)
+      if log_now or save_now:
+        run.averages = MetricAverages()
+      if stop_now:
+        setup.checkpoints.wait()
+        setup.log.line(f"stopped by {interrupts.name} after step {step}; the checkpoint is saved")
+        raise SystemExit(128 + interrupts.number)
+    setup.checkpoints.wait()
+    idle = setup.first >= plan.total_steps
+    messages.conclude(setup.log, run.workdir, setup.dataset, run.best, idle)
 
-  def tell(text: str) -> None:
-    terminal.line(text)
-    told.append(text)
 
-  # --- Work directory and data ---
-  changed = _claim_workdir(workdir, raw)
-  dataset = open_dataset(config.data, workdir, terminal.progress, tell)
-  if processes.first():
-    write_subjects(workdir / SUBJECTS_FILE, *_subjects(dataset))
-  steps_per_epoch = config.train.steps_per_epoch or max(1, len(dataset.train) // config.data.batch)
-  total_steps = config.train.epochs * steps_per_epoch
-
-  # --- Networks, the one compiled step ---
-  framework = Framework(config.model, config.train.remat)
-  optimizers = {
-    group: optim.optimizer(settings, total_steps) for group, settings in config.optim.groups.items()
-  }
-  init_key, augment_key = jax.random.split(jax.random.key(config.seed))
-  train_step = step_lib.compile_step(
-    step_lib.make_train_step(
-      framework,
-      optimizers,
-      config.loss,
-      config.confidence,
-      steps_per_epoch=steps_per_epoch,
-      augment=_augmentation(config),
-      ema_decay=config.optim.ema_decay,
-      accumulate=config.train.accumulate,
-      skip_nonfinite=config.train.skip_nonfinite > 0,
-    ),
-    mesh,
-  )
-
-  # --- State: fresh, or the last checkpoint's ---
-  replicated = NamedSharding(mesh, P())
-  # device_put takes no typed key to devices of other processes.
-  on_mesh = jax.jit(jax.random.wrap_key_data, out_shardings=replicated)
-  augment_key = on_mesh(np.asarray(jax.random.key_data(augment_key)))
-  new_state = functools.partial(
-    step_lib.init_state,
-    framework,
-    optimizers,
-    config.confidence,
-    init_key,
-    ema=config.optim.ema_decay > 0,
-  )
-  with processes.first_before_others():
-    if processes.first():
-      set_aside_damaged(workdir, tell)
-  checkpoints = Checkpoints(workdir, config.train.keep)
-  if steps := checkpoints.steps():
-    state, notes = checkpoints.restore(steps[-1], jax.eval_shape(new_state), replicated)
-  else:
-    state, notes = jax.device_put(new_state(), replicated), {}
-  first = int(state.step)
-  plateaus = {
-    group: Plateau(**notes.get("plateau", {}).get(group, {})) for group in config.optim.groups
-  }
-  best = notes.get("best", {})
-  skipped = notes.get("skipped", 0)  # steps that were not finite, in all
-
-  # --- Logs ---
-  log = RunLog(workdir, terminal, first) if processes.first() else NoLog()
-  rates = optim.learning_rates(config.optim.groups, total_steps)
-  announce.introduce(log, config, workdir, dataset, mesh, state, first, total_steps, changed)
-  for text in told:
-    log.line(text, terminal=False)
-  if processes.first():
-    made = provenance.record(workdir, step=first, seed=config.seed)
-    log.line(f"seed {config.seed}, {provenance.source(made)}; all of it: {provenance.RUN_FILE}")
-
-  # --- Validation ---
-  watched = {
-    name: dataset.entries[name] for name in spread(dataset.val, config.train.validate_cases)
-  }
-  sizes = inference.sizes(config.data.patch, config.data.spacing, config.data.grid)
-
-  def predict(params: Params, volume: np.ndarray) -> np.ndarray:
-    params = jax.tree.map(lambda x: x.addressable_data(0), params)  # as it lies on one device
-    return inference.predict([(framework.network, params)], volume, sizes, config.predict)
-
-  def run_validation(state: TrainState) -> Validation:
-    networks = framework.networks(state.params)
-    if state.ema is not None:
-      networks["student"] = (state.ema, config.model.student)
-    progress = terminal.progress("validating")
-    return validate(
-      predict, networks, watched, config.predict.smallest, config.train.pictures, progress
-    )
-
-  # --- The loop ---
-  def save(step: int, result: Validation | None) -> None:
-    standing = {group: dataclasses.asdict(plateau) for group, plateau in plateaus.items()}
-    notes = {"plateau": standing, "best": best, "next_batch": step, "skipped": skipped}
-    if result:
-      notes |= {f"smallest_{name}": mm3 for name, mm3 in result.smallest._asdict().items()}
-    checkpoints.save(step, state, notes, result.score if result else None)
-
+def _batches(run: "_Run", mesh: Mesh) -> Generator[step_lib.Batch, None, None]:
+  """The training batches from the run's next step on, on the devices of the mesh."""
+  data, dataset = run.settings.data, run.setup.dataset
   shardings = step_lib.batch_sharding(mesh)
-  rows = pipeline.rows_here(shardings["label"], config.data.batch)
+  rows = pipeline.rows_here(shardings["label"], data.batch)
   batches = pipeline.training_batches(
     [dataset.entries[name] for name in dataset.train],
-    config.data.sampling,
-    batch=config.data.batch,
-    seed=config.seed,
-    first=first,
+    data.sampling,
+    batch=data.batch,
+    seed=run.settings.seed,
+    first=run.setup.first,
     rows=rows,
+    tell=run.setup.log.line,
   )
-  with (
-    contextlib.closing(log),
-    contextlib.closing(checkpoints),
-    contextlib.closing(batches),
-    Interrupts() as interrupts,
-    terminal.live("training", total_steps, first) as show,
-  ):
-    for step in range(first + 1, total_steps + 1):
-      batch = pipeline.to_devices(next(batches), rows, shardings, config.data.batch)
-      if step == first + 1:
-        train_step = _compile(train_step, state, batch, augment_key, log)
-        window = Window()
-      state, metrics = train_step(state, batch, augment_key)
-      window.add(step, metrics)
-
-      epoch = (step - 1) // steps_per_epoch  # of this step, from 0
-      epoch_ends = step % steps_per_epoch == 0
-      log_now = step % config.train.log_every == 0
-      validate_now = step == total_steps or (
-        epoch_ends and (epoch + 1) % config.train.validate_every == 0
-      )
-      stop_now = interrupts.agreed(ask=log_now or validate_now)
-      save_now = step % config.train.save_every == 0 or validate_now or stop_now
-
-      if log_now or save_now:  # nothing is saved before it was looked at
-        values = window.close(config.data.batch)
-        for bad in values.non_finite:
-          skipped += 1
-          if skipped > config.train.skip_nonfinite:
-            checkpoints.wait()
-            error = _non_finite(*bad, skipped - 1, workdir, checkpoints.steps())
-            log.line(f"error: {error}", terminal=False)
-            raise error
-          most = config.train.skip_nonfinite
-          log.line(f"step {bad[0]} is left out: {bad[1]} is {bad[2]} ({skipped} of {most} at most)")
-        numbers = values.means | memory()
-        if config.train.skip_nonfinite:
-          numbers["skipped"] = skipped  # so far, in all
-        numbers |= {
-          f"lr/{g}": rate for g, rate in rates(step - 1 - skipped, state.lr_scale).items()
-        }
-        log.scalars(step, {f"train/{name}": value for name, value in numbers.items()})
-        left = duration((total_steps - step) * numbers["seconds_per_step"])
-        line = (
-          f"step {step}/{total_steps}  epoch {epoch + 1}  {announce.summary(numbers)}  {left} left"
-        )
-        log.line(line, terminal=not terminal.console.is_terminal)
-        show(step, announce.summary(numbers))
-
-      result = None
-      if validate_now:
-        began = time.monotonic()
-        result = run_validation(state)
-        score = result.score
-        if not best or score > best["score"]:
-          best = {"score": score, "step": step}
-        for group, settings in config.optim.groups.items():
-          if settings.schedule == "plateau":
-            plateaus[group], lower = plateaus[group].after(score, epoch, settings.plateau)
-            if lower:
-              state = _lower_rate(state, group, settings.plateau.factor)
-              log.line(f"the learning rate of {group} is lowered: no better score for a while")
-        announce.validated(log, step, result, best, time.monotonic() - began)
-      if save_now:
-        save(step, result)
-      if log_now or save_now:
-        window = Window()
-      if stop_now:
-        checkpoints.wait()
-        log.line(f"stopped by {interrupts.name} after step {step}; the checkpoint is saved")
-        raise SystemExit(128 + interrupts.number)
-
-    checkpoints.wait()
-    announce.conclude(log, workdir, dataset, best, first >= total_steps)
+  with contextlib.closing(batches):
+    for batch in batches:
+      yield pipeline.to_devices(batch, rows, shardings, data.batch)
 
 
-# --- Pieces of the loop -----------------------------------------------------------------------
+class _Run:
+  """A run in progress: what is fixed, and what its steps change.
+
+  Attributes:
+    setup, settings, workdir, terminal: fixed.
+    state: after the last step.
+    averages: metrics since the last line of the log.
+    best: {"score", "step"} of the best validation; {} before the first.
+    plateaus: where the plateau rule of each group stands.
+    skipped: steps that were not finite, in all.
+  """
+
+  def __init__(self, setup: Setup, settings: Settings, workdir: Path, terminal: Terminal):
+    self.setup, self.settings = setup, settings
+    self.workdir, self.terminal = workdir, terminal
+    self.state, notes = setup.state, setup.notes
+    self.averages = MetricAverages()
+    self.best: dict[str, Any] = notes.get("best", {})
+    self.skipped: int = notes.get("skipped", 0)
+    standing = _plateaus_of(notes)
+    self.plateaus = {group: Plateau(**standing.get(group, {})) for group in settings.optim.groups}
+    self._step: Any = setup.train_step  # until it is compiled
+    groups, total = settings.optim.groups, setup.plan.total_steps
+    self._rates = optimisers.learning_rates(groups, total)
+    data = settings.data
+    self._shapes = sliding_window.shapes(
+      data.patch, data.spacing, data.grid, multiple=settings.model.multiple
+    )
+    watched = spread(setup.dataset.val, settings.train.validate_cases)
+    self._watched = {name: setup.dataset.entries[name] for name in watched}
+
+  def take_step(self, step: int, batch: step_lib.Batch) -> None:
+    """One step; the first one of this process is compiled before, so that no time holds it."""
+    if step == self.setup.first + 1:
+      self._compile(batch)
+      self.averages = MetricAverages()
+    self.state, metrics = self._step(self.state, batch, self.setup.key)
+    self.averages.add(step, metrics)
+
+  def log_numbers(self, step: int) -> str:
+    """Waits for the steps so far, logs their means; returns a summary.
+
+    Raises:
+      NonFiniteError: more steps than allowed had a number that is NaN or infinite.
+    """
+    log, plan, most = self.setup.log, self.setup.plan, self.settings.train.skip_nonfinite
+    values = self.averages.close(self.settings.data.batch)
+    for bad in values.non_finite:
+      self._skip(*bad, most)
+    numbers = values.means | memory()
+    if most:
+      numbers["skipped"] = self.skipped  # so far, in all
+    rates = self._rates(step - 1 - self.skipped, self.state.lr_scale)
+    numbers |= {f"lr/{group}": rate for group, rate in rates.items()}
+    log.scalars(step, {f"train/{name}": value for name, value in numbers.items()})
+    summary = messages.summary(numbers)
+    left = duration((plan.total_steps - step) * numbers["seconds_per_step"])
+    line = f"step {step}/{plan.total_steps}  epoch {plan.epoch(step) + 1}  {summary}  {left} left"
+    log.line(line, terminal=not self.terminal.console.is_terminal)
+    return summary
+
+  def validate(self, step: int) -> Validation:
+    """Scores all networks, notes the best step, lowers learning rates by the plateau rule."""
+    began, framework = time.monotonic(), self.setup.framework
+    networks = framework.networks(self.state.params)
+    if self.state.ema is not None:
+      networks["student"] = (self.state.ema, self.settings.model.student)
+    result = validate(
+      self._predict,
+      networks,
+      self._watched,
+      self.settings.inference.minimum_sizes,
+      self.settings.train.preview_cases,
+      self.terminal.progress("validating"),
+    )
+    if not self.best or result.score > self.best["score"]:
+      self.best = {"score": result.score, "step": step}
+    self._follow_plateaus(result.score, self.setup.plan.epoch(step))
+    seconds = time.monotonic() - began
+    messages.validated(self.setup.log, step, result, self.best, seconds)
+    return result
+
+  def save(self, step: int, result: Validation | None) -> None:
+    """Begins to write a checkpoint; result: of a validation after this step."""
+    standing = {group: dataclasses.asdict(plateau) for group, plateau in self.plateaus.items()}
+    notes = {"plateau": standing, "best": self.best, "next_batch": step, "skipped": self.skipped}
+    if result:
+      notes |= {f"min_{name}": mm3 for name, mm3 in result.minimum_sizes._asdict().items()}
+    score = result.score if result else None
+    self.setup.checkpoints.save(step, to_items(self.state), notes, score)
+
+  def _compile(self, batch: step_lib.Batch) -> None:
+    """Ahead of time: a change of shapes later is an error."""
+    log = self.setup.log
+    log.line("compiling the training step (a minute or two on CPU, the first time)")
+    began = time.monotonic()
+    self._step = self._step.lower(self.state, batch, self.setup.key).compile()
+    log.line(f"compiled in {time.monotonic() - began:.0f} s")
+
+  def _skip(self, step: int, name: str, value: float, most: int) -> None:
+    """Counts a step that was not finite. NonFiniteError if there are more than may be."""
+    self.skipped += 1
+    log, checkpoints = self.setup.log, self.setup.checkpoints
+    if self.skipped > most:
+      checkpoints.wait()
+      kept = checkpoints.steps()
+      error = _non_finite(step, name, value, self.skipped - 1, self.workdir, kept)
+      log.line(f"error: {error}", terminal=False)
+      raise error
+    log.line(f"step {step} is left out: {name} is {value} ({self.skipped} of {most} at most)")
+
+  def _follow_plateaus(self, score: float, epoch: int) -> None:
+    for group, own in self.settings.optim.groups.items():
+      if own.schedule != "plateau":
+        continue
+      self.plateaus[group], lower = self.plateaus[group].after(score, epoch, own.plateau)
+      if lower:
+        scale = self.state.lr_scale
+        scale = scale | {group: scale[group] * own.plateau.factor}
+        self.state = dataclasses.replace(self.state, lr_scale=scale)
+        self.setup.log.line(f"the learning rate of {group} is lowered: no better score for a while")
+
+  def _predict(self, name: str, params: Params, volume: np.ndarray) -> np.ndarray:
+    params = jax.tree.map(lambda x: x.addressable_data(0), params)  # as it lies on one device
+    member = (self.setup.framework.network_of(name), params)
+    return sliding_window.predict([member], volume, self._shapes, self.settings.inference)
 
 
-def _augmentation(config: Config) -> Callable | None:
-  if not config.augment.any:
-    return None
-  return functools.partial(augment.augment, settings=config.augment)
-
-
-def _compile(
-  step: Callable, state: TrainState, batch: step_lib.Batch, key: jax.Array, log: RunLog
-) -> Callable:
-  """Compiles ahead, so that no step's time holds it, and a change of shapes later is an error."""
-  log.line("compiling the training step (a minute or two on CPU, the first time)")
-  began = time.monotonic()
-  compiled = step.lower(state, batch, key).compile()
-  log.line(f"compiled in {time.monotonic() - began:.0f} s")
-  return compiled
-
-
-def _lower_rate(state: TrainState, group: str, factor: float) -> TrainState:
-  return state.replace(lr_scale=state.lr_scale | {group: state.lr_scale[group] * factor})
+def _plateaus_of(notes: dict[str, Any]) -> dict[str, Any]:
+  """What a checkpoint's notes say of each group; an earlier name is understood."""
+  standing = dict(notes.get("plateau", {}))
+  if "cohort" in standing:
+    standing["teachers"] = standing.pop("cohort")
+  return standing
 
 
 def _non_finite(
@@ -284,28 +248,7 @@ def _non_finite(
   sound = f"The checkpoint of step {kept[-1]} in {workdir} is sound. " if kept else ""
   return NonFiniteError(
     f"step {step}: {name} is {value}{before}. {sound}Lower the learning rate "
-    "(optim.student.learning_rate, optim.cohort.learning_rate), clip gradients "
+    "(optim.student.learning_rate, optim.teachers.learning_rate), clip gradients "
     "(optim.*.clip_norm), look at the cases with --mode=prepare, or let a few such steps pass "
     "(train.skip_nonfinite)."
   )
-
-
-def _claim_workdir(workdir: Path, raw: Mapping[str, Any]) -> list[str]:
-  """Writes the configuration; says what has changed since the run began."""
-  path, changed = workdir / CONFIG_FILE, []
-  if any(folder.name.isdigit() for folder in workdir.glob("checkpoints/*")):
-    changed = config_lib.check_resumable(config_lib.read(path), raw, workdir)
-  processes.wait()  # until all have read what it was
-  if processes.first():
-    config_lib.write(path, raw)
-  return changed
-
-
-def _subjects(dataset: Dataset) -> tuple[list[Subject], list[Subject]]:
-  """Whom this run trains and validates on, so that no evaluation mistakes them for new ones."""
-
-  def subject(name: str) -> Subject:
-    case, content = dataset.cases[name], open_entry(dataset.entries[name]).meta["content"]
-    return Subject(case.name, case.patient, case.convention, content)
-
-  return [subject(name) for name in dataset.train], [subject(name) for name in dataset.val]

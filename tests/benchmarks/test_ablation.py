@@ -7,48 +7,49 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ablation
+from benchmarks.ablations import recipes, records, runs, tables
 from kd_jax.metrics.case import columns
-from kd_jax.prediction.postprocess import BY_VALIDATION, NOTHING, Smallest
+from kd_jax.prediction.postprocess import NO_POSTPROCESSING
 from kd_jax.runtime.errors import ConfigError, UserError
-from kd_jax.settings import config as config_lib
+from kd_jax.settings.inference import BY_VALIDATION, MinimumSizes
+from kd_jax.settings.run import to_dict
 
 
-@pytest.mark.parametrize("size", ablation.SIZES)
-@pytest.mark.parametrize("name", ablation.RECIPES)
+@pytest.mark.parametrize("size", recipes.SIZES)
+@pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_is_possible(size, name):
   """With and without one's own data; no checkpoint is chosen by validation."""
-  config = ablation.settings_of(ablation.SIZES[size], name, 3, None)
-  typed = config_lib.parse(config_lib.to_dict(config))
-  assert typed.seed == 3
-  chosen = NOTHING if name == "paper" else Smallest(BY_VALIDATION, BY_VALIDATION)
-  assert typed.predict.smallest == chosen
-  assert typed.train.validate_every == typed.train.epochs
-  assert (not typed.model.teachers) == (name in (ablation.ALONE, "regions_alone"))
-  assert typed.data.grid == ("paper" if (size, name) == ("gpu", "paper") else "brain")
+  settings = recipes.settings_of(recipes.SIZES[size], name, 3, None)
+  assert settings.seed == 3
+  chosen = NO_POSTPROCESSING if name == "paper" else MinimumSizes(BY_VALIDATION, BY_VALIDATION)
+  assert settings.inference.minimum_sizes == chosen
+  assert settings.train.validate_every == settings.train.epochs
+  assert (not settings.model.teachers) == (name in (recipes.ALONE, "regions_alone"))
+  assert settings.data.grid == ("paper" if (size, name) == ("gpu", "paper") else "brain")
 
 
 def test_epochs_can_be_others():
-  config = ablation.settings_of(ablation.SIZES["cpu"], "best", 0, None, 40)
-  assert (config.train.epochs, config.train.validate_every) == (40, 40)
+  settings = recipes.settings_of(recipes.SIZES["cpu"], "best", 0, None, 40)
+  assert (settings.train.epochs, settings.train.validate_every) == (40, 40)
 
 
 def test_ones_own_data_replaces_the_demonstration(tmp_path):
-  config = ablation.settings_of(ablation.SIZES["cpu"], "cdsfl", 0, tmp_path)
-  assert (config.data.root, config.data.demo_cases) == (str(tmp_path), 0)
+  settings = recipes.settings_of(recipes.SIZES["cpu"], "cdsfl", 0, tmp_path)
+  assert (settings.data.root, settings.data.demo_cases) == (str(tmp_path), 0)
 
 
 def test_recipes_differ_from_each_other():
   seen = []
-  for name in ablation.RECIPES:
-    config = config_lib.to_dict(ablation.settings_of(ablation.SIZES["cpu"], name, 0, None))
-    del config["name"]
-    assert config not in seen, name
-    seen.append(config)
+  for name in recipes.RECIPES:
+    settings = to_dict(recipes.settings_of(recipes.SIZES["cpu"], name, 0, None))
+    del settings["name"]
+    assert settings not in seen, name
+    seen.append(settings)
 
 
 def test_an_unknown_recipe_is_named():
   with pytest.raises(ConfigError, match="cdsfl"):
-    ablation.settings_of(ablation.SIZES["cpu"], "cdfsl", 0, None)
+    recipes.settings_of(recipes.SIZES["cpu"], "cdfsl", 0, None)
 
 
 def made_up(folder, name, seed, by_case, seconds):
@@ -67,17 +68,17 @@ def made_up(folder, name, seed, by_case, seconds):
   (run / "metrics.jsonl").write_text("".join(json.dumps(n) + "\n" for n in numbers))
   start = {"git": {"commit": "c", "modified": False}, "packages": {"jax": "1"}, "devices": {}}
   (run / "run.json").write_text(json.dumps({"starts": [start]}))
-  ablation.record_file(run).write_text(json.dumps(ablation.record_of(run)))
+  records.record_file(run).write_text(json.dumps(records.record_of(run)))
   shutil.rmtree(run)  # the table needs the records alone
 
 
 def test_the_table_pairs_cases_and_spreads_over_seeds(tmp_path):
-  made_up(tmp_path, ablation.ALONE, 0, {"a": 0.5, "b": 0.7}, 0.1)
-  made_up(tmp_path, ablation.ALONE, 1, {"a": 0.6, "b": 0.8}, 0.1)
+  made_up(tmp_path, recipes.ALONE, 0, {"a": 0.5, "b": 0.7}, 0.1)
+  made_up(tmp_path, recipes.ALONE, 1, {"a": 0.6, "b": 0.8}, 0.1)
   made_up(tmp_path, "cdsfl", 0, {"b": 0.8, "a": 0.7}, 0.4)
   made_up(tmp_path, "cdsfl", 1, {"a": 0.8, "b": 0.7}, 0.6)
   made_up(tmp_path, "cdsfl", 2, {"a": 0.9, "b": 0.9}, 0.5)  # no partner yet
-  alone, cdsfl = ablation.summary_of(tmp_path, [ablation.ALONE, "response", "cdsfl"], range(3))
+  alone, cdsfl = tables.summary_of(tmp_path, [recipes.ALONE, "response", "cdsfl"], range(3))
   assert (alone["seeds"], cdsfl["seeds"]) == (2, 3)
   assert alone["dice_WT"]["mean"] == pytest.approx(0.65)
   assert alone["dice_WT"]["sd_over_seeds"] == pytest.approx(0.1 / 2**0.5)
@@ -89,7 +90,7 @@ def test_the_table_pairs_cases_and_spreads_over_seeds(tmp_path):
   assert cdsfl["dice_TC"]["against_by_seed"] == pytest.approx([0.15, 0.05])
   assert cdsfl["seconds_per_step"] == 0.5
   assert cdsfl["networks"]["student"]["TC"] == pytest.approx(0.1)
-  text = ablation.write_tables(tmp_path, [ablation.ALONE, "cdsfl"], range(3))
+  text = tables.write_tables(tmp_path, [recipes.ALONE, "cdsfl"], range(3))
   assert "65.0 ± 7.1" in text
   assert "+10.0" in text
   # By hand: mean 10, sd 7.071, t(0.975, 1) = 12.706, so 10 -+ 12.706 * 7.071 / sqrt(2).
@@ -101,28 +102,28 @@ def test_the_table_pairs_cases_and_spreads_over_seeds(tmp_path):
   assert (tmp_path / "ablation.md").read_text() == f"```\n{text}```\n"
 
 
-def test_scores_without_what_is_too_small_have_tables_of_their_own(tmp_path):
+def test_postprocessed_scores_have_tables_of_their_own(tmp_path):
   """Of the seeds whose records have them; a run from before that has none."""
   rows = [("best", 0, 0.3), ("best", 1, 0.4), ("cdsfl", 0, None)]
   for name, seed, gain in rows:
     made_up(tmp_path, name, seed, {"a": 0.5, "b": 0.6}, 0.1)
-    made_up(tmp_path, ablation.ALONE, seed, {"a": 0.5, "b": 0.7}, 0.1) if name == "best" else None
-    for recipe, plus in ((name, gain), (ablation.ALONE, 0.1)) if gain else ():
-      path = ablation.record_file(tmp_path / recipe / f"seed{seed}")
+    made_up(tmp_path, recipes.ALONE, seed, {"a": 0.5, "b": 0.7}, 0.1) if name == "best" else None
+    for recipe, plus in ((name, gain), (recipes.ALONE, 0.1)) if gain else ():
+      path = records.record_file(tmp_path / recipe / f"seed{seed}")
       record = json.loads(path.read_text())
       cleaned = {case: [x + plus for x in scores] for case, scores in record["scores"].items()}
       record |= {"cleaned": cleaned, "smallest": {"island": 500.0 * seed, "et": 50.0}}
       path.write_text(json.dumps(record))
-  alone, best, cdsfl = ablation.summary_of(tmp_path, [ablation.ALONE, "best", "cdsfl"], range(3))
+  alone, best, cdsfl = tables.summary_of(tmp_path, [recipes.ALONE, "best", "cdsfl"], range(3))
   assert "cleaned" not in cdsfl
   assert best["dice_WT"]["mean"] == pytest.approx(0.55)
   assert best["cleaned"]["dice_WT"]["mean"] == pytest.approx(0.55 + 0.35)
   assert alone["cleaned"]["dice_WT"]["mean"] == pytest.approx(0.7)
   assert best["cleaned"]["dice_WT"]["against"]["difference"] == pytest.approx(0.2)
   assert best["cleaned"]["dice_WT"]["against_by_seed"] == pytest.approx([0.15, 0.25])
-  text = ablation.text_of([alone, best, cdsfl])
-  raw, _, cleaned = text.partition("Without islands")
-  assert "+20.0 [" in cleaned.partition("Dice without what is too small against")[2]
+  text = tables.text_of([alone, best, cdsfl])
+  raw, _, cleaned = text.partition("Postprocessed, with")
+  assert "+20.0 [" in cleaned.partition("Dice postprocessed against")[2]
   assert "cdsfl" in raw and "cdsfl" not in cleaned.partition("Every network")[0]
   (line,) = (x for x in cleaned.splitlines() if x.startswith("best") and "90.0" in x)
   assert line.split()[-4:] == ["0", "500", "50", "50"]
@@ -130,27 +131,27 @@ def test_scores_without_what_is_too_small_have_tables_of_their_own(tmp_path):
 
 def test_every_fold_is_trained_once_and_every_case_is_in_the_seeds_record(tmp_path, monkeypatch):
   """Stopped after its second fold of three, the recipe goes on with the third."""
-  config = ablation.settings_of(ablation.SIZES["cpu"], "best", 0, tmp_path, folds=3)
+  settings = recipes.settings_of(recipes.SIZES["cpu"], "best", 0, tmp_path, folds=3)
   seed = tmp_path / "best" / "seed0"
   trained = []
 
-  def run(config, folder, test):
-    fold = config.data.fold
+  def run(settings, folder, test):
+    fold = settings.data.fold
     if len(trained) == 2 and not stopped:
       stopped.append(fold)
       raise KeyboardInterrupt
     trained.append((folder, fold, test))
     made_up(seed.parent, seed.name, fold, {f"case{fold}": 0.1 * (fold + 1)}, 0.5 + fold)
-    ablation.record_file(seed / f"seed{fold}").rename(ablation.record_file(folder))
+    records.record_file(seed / f"seed{fold}").rename(records.record_file(folder))
 
   stopped = []
-  monkeypatch.setattr(ablation, "run", run)
+  monkeypatch.setattr(runs, "run", run)
   with pytest.raises(KeyboardInterrupt):
-    ablation.run_folds(config, seed)
-  assert not ablation.record_file(seed).exists()
-  ablation.run_folds(config, seed)
+    runs.run_folds(settings, seed)
+  assert not records.record_file(seed).exists()
+  runs.run_folds(settings, seed)
   assert trained == [(seed / f"fold{fold}of3", fold, None) for fold in range(3)]
-  record = ablation.read_record(ablation.record_file(seed))
+  record = records.read_record(records.record_file(seed))
   assert sorted(record["scores"]) == ["case0", "case1", "case2"]
   assert record["scores"]["case2"][0] == pytest.approx(0.3)
   assert (record["steps"], record["seconds_per_step"]) == (2, 1.5)
@@ -167,10 +168,10 @@ def test_folds_and_other_cases_to_score_on_exclude_each_other(tmp_path, monkeypa
 def test_recipes_are_compared_with_another_one_too(tmp_path):
   made_up(tmp_path, "best", 0, {"a": 0.5, "b": 0.7}, 0.1)
   made_up(tmp_path, "cdsfl", 0, {"a": 0.6, "b": 0.9}, 0.1)
-  best, cdsfl = ablation.summary_of(tmp_path, ["best", "cdsfl"], [0], against="best")
+  best, cdsfl = tables.summary_of(tmp_path, ["best", "cdsfl"], [0], against="best")
   assert "against" not in best["dice_WT"]
   assert cdsfl["dice_WT"]["against"]["difference"] == pytest.approx(0.15)
-  assert "Dice against best, points" in ablation.text_of([best, cdsfl], "best")
+  assert "Dice against best, points" in tables.text_of([best, cdsfl], "best")
 
 
 @pytest.mark.parametrize("spoil", ["steps", "scores"])
@@ -185,7 +186,7 @@ def test_records_that_do_not_belong_together_are_refused(tmp_path, spoil):
     record["scores"]["c"] = record["scores"].pop("b")
   path.write_text(json.dumps(record))
   with pytest.raises(UserError, match=r"cdsfl.seed0\.json is of \d steps.*best.seed0\.json"):
-    ablation.read_records(tmp_path, ["best", "cdsfl"], [0])
+    records.read_records(tmp_path, ["best", "cdsfl"], [0])
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"steps": 1}', '{"steps": 1, "scores": 3}'])
@@ -193,13 +194,13 @@ def test_what_is_no_record_is_named(tmp_path, content):
   (tmp_path / "best").mkdir()
   (tmp_path / "best" / "seed0.json").write_text(content)
   with pytest.raises(UserError, match=r"seed0\.json is no record of a run"):
-    ablation.read_records(tmp_path, ["best"], [0])
+    records.read_records(tmp_path, ["best"], [0])
 
 
-@pytest.mark.parametrize("size", ablation.SIZES.values())
+@pytest.mark.parametrize("size", recipes.SIZES.values())
 def test_no_generated_case_is_both_trained_and_scored_on(size):
-  config = ablation.settings_of(size, "best", 0, None)
-  assert not set(size.test_cases) & set(range(config.data.demo_cases))
+  settings = recipes.settings_of(size, "best", 0, None)
+  assert not set(size.test_cases) & set(range(settings.data.demo_cases))
 
 
 RECORDS = Path(ablation.__file__).parent / "records"
@@ -209,5 +210,5 @@ RECORDS = Path(ablation.__file__).parent / "records"
 def test_tables_in_the_docs_are_those_of_the_records(folder):
   docs = (RECORDS.parents[1] / "docs" / "accuracy.md").read_text()
   _, _, rest = docs.partition(f"<!-- benchmarks/records/{folder.name} -->\n```\n")
-  rows = ablation.summary_of(folder, list(ablation.RECIPES), range(3))
-  assert rest.partition("\n```\n")[0] + "\n" == ablation.text_of(rows)
+  rows = tables.summary_of(folder, list(recipes.RECIPES), range(3))
+  assert rest.partition("\n```\n")[0] + "\n" == tables.text_of(rows)

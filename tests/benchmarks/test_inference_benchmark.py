@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import inference as benchmark
+from benchmarks import inference_forward, inference_inputs
 from kd_jax.data import nifti
 from kd_jax.data.scan_checks import check_scan
 from kd_jax.prediction.student import Architecture, Preparation, check_parameters
@@ -23,14 +24,14 @@ PREPARATION = Preparation("brain", "zscore", TINY["spacing"], (TINY["patch"],) *
 def coarse_scan(tmp_path_factory):
   """A scan of 4 mm voxels."""
   folder = tmp_path_factory.mktemp("scans")
-  return benchmark.write_scans(folder, 2, None, voxel_mm=4).images["t1ce"]
+  return inference_inputs.write_scans(folder, 2, None, voxel_mm=4).images["t1ce"]
 
 
-def test_a_generated_scan_is_a_plausible_one_of_real_size(tmp_path):
-  data = benchmark.brain(1.0, 1, seed=0)
+def test_a_generated_scan_passes_the_checks_at_real_size(tmp_path):
+  data = inference_inputs.brain(1.0, 1, seed=0)
   assert data.shape == (240, 240, 155)
   assert data.dtype == np.int16
-  for axis, mm in enumerate(benchmark.BRAIN_MM):
+  for axis, mm in enumerate(inference_inputs.BRAIN_MM):
     inside = np.flatnonzero(data.any(axis=tuple(a for a in range(3) if a != axis)))
     assert inside[-1] + 1 - inside[0] == pytest.approx(mm, abs=1)
   nib.save(nib.Nifti1Image(data, np.diag([-1.0, -1, 1, 1])), tmp_path / "x.nii.gz")
@@ -46,7 +47,7 @@ def test_generated_scans_differ_in_size(coarse_scan):
 
 
 def test_students_call_everything_background():
-  one, other = benchmark.students(2, ARCHITECTURE, PREPARATION)
+  one, other = inference_inputs.students(2, ARCHITECTURE, PREPARATION)
   assert one.digest() != other.digest()
   for student in (one, other):
     assert check_parameters(student.params, ARCHITECTURE.framework(), "random")
@@ -55,15 +56,15 @@ def test_students_call_everything_background():
 
 
 def test_the_cheapest_comes_first(coarse_scan):
-  networks = benchmark.students(1, ARCHITECTURE, PREPARATION)
+  networks = inference_inputs.students(1, ARCHITECTURE, PREPARATION)
   choices = [(n, mode, mirror) for n in (1, 5, 9) for mode in ("sliding", "whole")
              for mirror in (True, False)]  # fmt: skip
-  looks = map(benchmark.Look._make, choices)
-  scan = benchmark._scans(coarse_scan.parent)[0]
+  setups = map(benchmark.Setup._make, choices)
+  scan = inference_inputs.scans_in(coarse_scan.parent)[0]
   # 35 x 44 x 35 voxels: a whole brain is 40 x 48 x 40, 24^3 at 2 x 3 x 2 places is 2.16 times that.
   cost = {"whole": 40 * 48 * 40, "sliding": 12 * 24**3}
   expected = sorted(choices, key=lambda c: c[0] * cost[c[1]] * (8 if c[2] else 1))
-  assert benchmark.in_order_of_cost(looks, networks, scan) == expected
+  assert benchmark.in_order_of_cost(setups, networks, scan) == expected
 
 
 def test_the_seconds_between_cases():
@@ -100,7 +101,7 @@ def test_impossible_arguments(arguments, message):
 
 def test_a_scan_that_cannot_be_read_is_named(tmp_path):
   with pytest.raises(UserError, match=r"missing\.nii\.gz"):
-    benchmark.write_scans(tmp_path, 2, tmp_path / "missing.nii.gz")
+    inference_inputs.write_scans(tmp_path, 2, tmp_path / "missing.nii.gz")
 
 
 def test_a_tiny_run(tmp_path, coarse_scan, monkeypatch, capsys):
@@ -150,7 +151,7 @@ def test_what_is_compiled_again_is_an_error(tmp_path, coarse_scan, monkeypatch, 
 def test_forward_passes_are_compared_with_ours():
   torch = pytest.importorskip("torch")
   window = (16, 16, 16)
-  rows = benchmark.measure_forward(ARCHITECTURE, window, rounds=1)
+  rows = inference_forward.measure_forward(ARCHITECTURE, window, rounds=1)
   assert [row["program"] for row in rows][:3] == ["kd_jax", "torch", "torch, channels last"]
   assert rows[0]["time_over_kd_jax"] == rows[0]["cpu_over_kd_jax"] == 1
   for row in rows:
@@ -158,7 +159,7 @@ def test_forward_passes_are_compared_with_ours():
     assert row["time_over_kd_jax"] == pytest.approx(ratio)
 
   # What is compared computes the same.
-  mirror, params = benchmark.mirrored_network(ARCHITECTURE)
+  mirror, params = inference_forward.mirrored_network(ARCHITECTURE)
   x = np.random.default_rng(0).standard_normal((1, *window, 1), np.float32)
   ours = jax.jit(ARCHITECTURE.framework().network)(params, x)
   with torch.inference_mode():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from synthetic import make_case
 
-from benchmarks import input_pipeline
+from benchmarks import input_pipeline, process_memory
 from kd_jax.runtime.errors import ConfigError, UserError
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
@@ -81,13 +81,13 @@ def test_children_of_children_belong_to_the_family():
   family = []
   try:
     child.stdout.readline()  # the grandchild runs
-    family = input_pipeline.family(os.getpid())
-    grandchildren = input_pipeline.family(child.pid)[1:]
+    family = process_memory.family(os.getpid())
+    grandchildren = process_memory.family(child.pid)[1:]
     assert {os.getpid(), child.pid, *grandchildren} <= set(family)
     assert len(grandchildren) == 1
     assert os.getppid() not in family
   finally:
-    for pid in reversed(input_pipeline.family(child.pid)):
+    for pid in reversed(process_memory.family(child.pid)):
       os.kill(pid, 9)
     child.wait()
     child.stdout.close()
@@ -96,13 +96,13 @@ def test_children_of_children_belong_to_the_family():
 @needs_proc
 def test_what_is_taken_and_what_is_mapped_are_told_apart(tmp_path):
   np.save(tmp_path / "x.npy", np.ones(40_000_000, np.uint8))
-  before = input_pipeline.family_memory()
+  before = process_memory.family_memory()
   # A map of its own: np.ones may be given pages of the heap that this process held before.
   taken = mmap.mmap(-1, 60_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
   np.frombuffer(taken, np.uint8).fill(1)
   mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
   assert mapped[::1024].sum() > 0  # every page
-  after = input_pipeline.family_memory()
+  after = process_memory.family_memory()
   assert after.own_mb - before.own_mb == pytest.approx(60, abs=15)
   assert after.mapped_mb - before.mapped_mb == pytest.approx(40, abs=15)
   assert after.processes == before.processes

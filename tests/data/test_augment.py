@@ -10,7 +10,8 @@ from quick import QUICK
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
-from kd_jax.data.augmentation.augment import AugmentSettings, _average, augment
+from kd_jax.data.augmentation.augment import _average, augment
+from kd_jax.settings.data import AugmentSettings
 from kd_jax.training.mesh import make_mesh
 from kd_jax.training.step import batch_sharding
 

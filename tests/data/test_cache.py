@@ -16,17 +16,15 @@ import pytest
 from synthetic import AFFINE, NEW, SHAPE, brats_root, images, make_case, seg, write
 
 from kd_jax.data import nifti
-from kd_jax.data.cache import (
-  CacheSettings,
-  error_table,
-  open_entry,
-  prepare,
-  verify_entry,
-)
+from kd_jax.data.cache import prepare
 from kd_jax.data.cases import Case, find_cases
+from kd_jax.data.entry import open_entry, verify_entry
 from kd_jax.data.grid import Grid, from_grid, paper_grid, to_grid_image
 from kd_jax.data.preprocess import normalise, to_arrays
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError
+from kd_jax.runtime.terminal import error_table
+from kd_jax.settings.data import CacheSettings
+from kd_jax.settings.schema import build
 from kd_jax.tasks.names import MODALITIES
 
 ZSCORE = CacheSettings()
@@ -85,7 +83,7 @@ def test_zscore_is_over_the_modality_s_own_voxels():
 
 
 def test_a_scan_alone_has_the_values_it_has_among_others():
-  """What the student is deployed with is what it was trained with."""
+  """The student predicts from what it was trained on."""
   scans = images()
   scans["t1ce"][4, 4, 4] = 0  # brain in the others
   volumes = {m: nifti.decode(nib.Nifti1Image(x, AFFINE).to_bytes()) for m, x in scans.items()}
@@ -169,7 +167,7 @@ def test_a_case_without_seg_for_prediction(root, tmp_path):
 
 
 def test_one_modality_gets_the_same_treatment(root):
-  """Deployment has the student's modality alone: brain and grid come from what there is."""
+  """Prediction has the student's modality alone: brain and grid come from that."""
   volumes = {m: nifti.read(root / "A" / f"A_{m}.nii.gz") for m in MODALITIES}
   every, grid = to_arrays(volumes)
   one, grid_of_one = to_arrays({"t1ce": volumes["t1ce"]})
@@ -182,7 +180,7 @@ def test_one_modality_gets_the_same_treatment(root):
 )
 def test_impossible_settings(wrong):
   with pytest.raises(ConfigError):
-    CacheSettings(**wrong)
+    build(CacheSettings, wrong)
 
 
 # --- What makes a case unusable ---------------------------------------------------------------
@@ -450,7 +448,9 @@ def test_a_dying_worker_is_an_error_not_a_hang(root, tmp_path):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from kd_jax.data.cache import CacheSettings, prepare
+from kd_jax.settings.data import CacheSettings
+from kd_jax.settings.schema import build
+from kd_jax.data.cache import prepare
 from kd_jax.data.cases import find_cases
 save, calls = np.save, []
 def save_or_die(path, array):
@@ -499,7 +499,9 @@ def test_workers_end_when_their_parent_is_killed(root, tmp_path):
   script = tmp_path / "run.py"
   script.write_text(f"""
 import multiprocessing, os, signal
-from kd_jax.data.cache import CacheSettings, prepare
+from kd_jax.settings.data import CacheSettings
+from kd_jax.settings.schema import build
+from kd_jax.data.cache import prepare
 from kd_jax.data.cases import find_cases
 def die(done, total, name):
   print(*[child.pid for child in multiprocessing.active_children()], flush=True)

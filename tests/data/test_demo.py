@@ -209,7 +209,7 @@ def test_user_errors(written: Path, tmp_path: Path) -> None:
 
 
 def test_needs_no_jax() -> None:
-  code = "import sys, kd_jax.data.demo; sys.exit('jax' in sys.modules)"
+  code = "import sys, kd_jax.data.demo.writer; sys.exit('jax' in sys.modules)"
   subprocess.run([sys.executable, "-c", code], check=True)
 
 

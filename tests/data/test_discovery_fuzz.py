@@ -13,10 +13,11 @@ from synthetic import AFFINE, LARGE, make_case, write
 
 from kd_jax.data import cache, folds, masks
 from kd_jax.data.cases import find_cases
-from kd_jax.data.entry import CacheSettings
 from kd_jax.data.scans import find_scans
 from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.runtime.files import write_bytes
+from kd_jax.runtime.terminal import error_table
+from kd_jax.settings.data import CacheSettings
 
 MORE = int(os.environ.get("KD_JAX_FUZZ", "0"))  # =20: twenty times as many, other ones each time
 T1CE = ("t1ce",)
@@ -266,7 +267,7 @@ def prepare(tmp_path) -> list[CaseError]:
   cases = find_cases(tmp_path / "data")
   ready, errors = cache.prepare(cases, tmp_path / "cache", CacheSettings(), workers=1)
   assert not ready
-  cache.error_table(errors)
+  error_table(errors)
   return errors
 
 

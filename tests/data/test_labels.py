@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 
 from kd_jax.runtime.errors import ConfigError
-from kd_jax.tasks.labels import (
-  CONVENTIONS,
-  REGIONS,
-  from_classes,
-  to_classes,
-)
+from kd_jax.tasks.labels import CONVENTIONS, REGIONS, from_classes, to_classes
 
 
 @pytest.mark.parametrize(

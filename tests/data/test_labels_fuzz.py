@@ -11,12 +11,7 @@ from synthetic import AFFINE
 
 from kd_jax.data import nifti
 from kd_jax.runtime.errors import ConfigError
-from kd_jax.tasks.labels import (
-  CONVENTIONS,
-  canonical,
-  from_classes,
-  to_classes,
-)
+from kd_jax.tasks.labels import CONVENTIONS, canonical, from_classes, to_classes
 
 MORE = int(os.environ.get("KD_JAX_FUZZ", "0"))  # =20: twenty times as many, other ones each time
 # By year: what its organisers' files hold, and the classes that this is.

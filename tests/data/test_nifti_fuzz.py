@@ -265,7 +265,7 @@ BOMBS = """
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is told by /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="only /proc tells the peak")
 def test_a_bomb_takes_no_more_memory_than_its_header_promises(tmp_path):
   places = os.pathsep.join(map(os.path.abspath, sys.path))
   done = subprocess.run(

@@ -15,24 +15,18 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from synthetic import make_case
 
-from kd_jax.data.cache import CacheSettings, prepare
+from kd_jax.data.cache import prepare
 from kd_jax.data.cases import find_cases
 from kd_jax.data.entry import Entry, open_entry
-from kd_jax.data.pipeline import (
-  SamplingSettings,
-  crop,
-  draw_start,
-  rows_here,
-  to_devices,
-  training_batches,
-)
+from kd_jax.data.pipeline import crop, draw_start, rows_here, to_devices, training_batches
 from kd_jax.data.preprocess import foreground_voxels
 from kd_jax.runtime.errors import UserError
+from kd_jax.settings.data import CacheSettings, SamplingSettings
 from kd_jax.training.mesh import make_mesh
 from kd_jax.training.step import batch_sharding
 
-SMALL = SamplingSettings(patch=(6, 4, 8))
-WHOLE = SamplingSettings(patch=(10, 10, 10))  # the box of every synthetic case
+SMALL = SamplingSettings(patch=(6, 4, 8), workers=0)
+WHOLE = SamplingSettings(patch=(10, 10, 10), workers=0)  # the box of every synthetic case
 
 
 @pytest.fixture(scope="module")
@@ -202,13 +196,13 @@ def test_image_and_label_are_cut_at_the_same_place(entries):
 
 
 def test_a_tumour_share_of_one_always_shows_tumour(entries):
-  tiny = SamplingSettings(patch=(2, 2, 2), tumour=1.0)
+  tiny = SamplingSettings(patch=(2, 2, 2), foreground_oversampling=1.0, workers=0)
   for batch in take(6, entries, tiny, batch=4):
     assert batch["label"].any((1, 2, 3)).all()
 
 
 def test_a_patch_beyond_the_case_is_padded_with_zeros(entries):
-  for batch in take(2, entries, SamplingSettings(patch=(16, 8, 16))):
+  for batch in take(2, entries, SamplingSettings(patch=(16, 8, 16), workers=0)):
     edges = np.ones((16, 8, 16), bool)
     edges[3:13, :, 3:13] = False
     assert (batch["image"][..., edges] == 0).all()
@@ -285,13 +279,18 @@ def test_each_pass_has_every_case_once_and_an_order_of_its_own(entries):
 
 
 def test_a_case_gives_another_patch_in_every_pass(entries):
-  drawn = take(8, entries[:1], SamplingSettings(patch=(4, 4, 4), tumour=0.0), batch=1)
+  drawn = take(
+    8,
+    entries[:1],
+    SamplingSettings(patch=(4, 4, 4), foreground_oversampling=0.0, workers=0),
+    batch=1,
+  )
   assert len({batch["image"].tobytes() for batch in drawn}) > 5
 
 
 def test_batches_come_to_the_devices_in_their_shards(entries):
   mesh = make_mesh(2, 2)
-  (batch,) = take(1, entries, SamplingSettings(patch=(6, 4, 8)), batch=4)
+  (batch,) = take(1, entries, SMALL, batch=4)
   arrays = to_devices(batch, range(4), batch_sharding(mesh), 4)
   assert arrays["image"].sharding == NamedSharding(mesh, P("data", None, "space"))
   assert arrays["label"].sharding == NamedSharding(mesh, P("data", "space"))

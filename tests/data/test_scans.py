@@ -2,11 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from synthetic import NEW, OLD, brats_root, make_case
 
-from kd_jax.data.scans import Scan, find_scans
+from kd_jax.data.cases import loose_case
+from kd_jax.data.scans import find_scans
 from kd_jax.runtime.errors import UserError
 
 T1CE = ("t1ce",)
@@ -44,7 +46,7 @@ def names(path, modalities=T1CE):
 def test_a_file(tmp_path, file, name):
   path = tmp_path / "anna" / file
   touch(path.parent, file)
-  assert find_scans(path, T1CE) == ([Scan(name, {"t1ce": path})], [])
+  assert find_scans(path, T1CE) == ([loose_case(name, {"t1ce": path})], [])
 
 
 @pytest.mark.parametrize("file", ["X_flair.nii.gz", "X-t2w.nii", "t1.nii.gz"])
@@ -83,7 +85,8 @@ def test_cases_at_any_depth(tmp_path, suffixes, separator, convention):
   folder = tmp_path / "deep" / "er" / "A"
   image = folder / f"A{separator}{suffixes['t1ce']}.nii.gz"
   label_map = folder / f"A{separator}seg.nii.gz"
-  assert scans[0] == Scan("A", {"t1ce": image}, label_map, convention)
+  expected = loose_case("A", {"t1ce": image})
+  assert scans[0] == replace(expected, seg=label_map, convention=convention)
   assert find_scans(folder, T1CE)[0] == scans[:1]
   assert [scan.name for scan in scans] == ["A", "B"]
   assert list(find_scans(folder, ("t2", "flair"))[0][0].images) == ["t2", "flair"]
@@ -92,7 +95,7 @@ def test_cases_at_any_depth(tmp_path, suffixes, separator, convention):
 def test_cases_need_the_students_modality_and_nothing_else(tmp_path):
   touch(tmp_path, "A/A_t1ce.nii.gz", "B/B_flair.nii.gz", "B/B_seg.nii.gz", "C/C_seg.nii.gz")
   scans, errors = find_scans(tmp_path, T1CE)
-  assert scans == [Scan("A", {"t1ce": tmp_path / "A" / "A_t1ce.nii.gz"})]
+  assert scans == [loose_case("A", {"t1ce": tmp_path / "A" / "A_t1ce.nii.gz"})]
   assert [error.case for error in errors] == ["B", "C"]
   assert "no t1ce image" in str(errors[0])
   assert "B_t1ce.nii.gz" in errors[0].remedy
@@ -150,7 +153,7 @@ def test_nnunet_with_dataset_json(tmp_path, place, content, channel):
   touch(folder, *[f"X_{c:04}.nii.gz" for c in range(4)], f"Y_{channel:04}.nii.gz")
   (tmp_path / place / "dataset.json").write_text(json.dumps(content))
   x, y = find_scans(folder, T1CE)[0]
-  assert x == Scan("X", {"t1ce": folder / f"X_{channel:04}.nii.gz"})
+  assert x == loose_case("X", {"t1ce": folder / f"X_{channel:04}.nii.gz"})
   assert y.name == "Y"
   touch(folder, f"Z_{(channel + 1) % 4:04}.nii.gz")
   (error,) = find_scans(folder, T1CE)[1]
@@ -196,8 +199,8 @@ def test_loose_files(tmp_path):
   scans, errors = find_scans(tmp_path, T1CE)
   assert not errors
   assert scans == [
-    Scan("scan1", {"t1ce": tmp_path / "scan1.nii.gz"}),
-    Scan("scan2", {"t1ce": tmp_path / "scan2.nii"}),
+    loose_case("scan1", {"t1ce": tmp_path / "scan1.nii.gz"}),
+    loose_case("scan2", {"t1ce": tmp_path / "scan2.nii"}),
   ]
 
 

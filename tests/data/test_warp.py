@@ -7,6 +7,7 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from kd_jax.data.augmentation import warp
+from kd_jax.settings.data import MOST_ELASTIC
 
 SIDE = 9
 resample = jax.jit(warp.resample)
@@ -108,7 +109,7 @@ def test_the_largest_deformation_does_not_fold():
   """At its worst, control points at either end of their range, and for both signs."""
   shape, rng = (40, 40, 40), np.random.default_rng(0)
   points = rng.choice([-1.0, 1.0], (8, 3, *warp.control_points(shape, warp.KNOT)))
-  shift = warp.MOST_ELASTIC * np.asarray(warp.smooth(points.astype(np.float32), shape, warp.KNOT))
+  shift = MOST_ELASTIC * np.asarray(warp.smooth(points.astype(np.float32), shape, warp.KNOT))
   for displacement in shift:
     slopes = np.stack([np.stack(np.gradient(x)) for x in displacement])  # (3, 3, D, H, W)
     folds = np.linalg.det(np.moveaxis(slopes, (0, 1), (-2, -1)) + np.eye(3))

@@ -1,7 +1,6 @@
 """Folds trained apart and scored together; training itself is replaced by its outcome."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,10 @@ from kd_jax.evaluation import cross_validate as cross_validate_lib
 from kd_jax.evaluation.compare import compare
 from kd_jax.evaluation.cross_validate import cross_validate
 from kd_jax.evaluation.students import Choice, evaluate
-from kd_jax.prediction.predictor import Ensemble
+from kd_jax.prediction.predictor import Predictor
 from kd_jax.runs.students import open_students
 from kd_jax.runtime.errors import ConfigError, UserError
+from kd_jax.settings import record
 
 
 @pytest.fixture
@@ -24,12 +24,12 @@ def trained(monkeypatch) -> list[int]:
   """Replaces training; the list says which folds were asked for."""
   asked = []
 
-  def train(raw, workdir, terminal):
-    fold = raw["data"]["fold"]
+  def train(settings, workdir, terminal):
+    fold = settings.data.fold
     asked.append(fold)
     if not (workdir / "checkpoints").exists():
-      notes = {"smallest_et": 50.0 * fold}
-      make_run(workdir, Path(raw["data"]["root"]), fold, seed=fold, folds=2, notes=notes)
+      notes = {"min_et_mm3": 50.0 * fold}
+      make_run(workdir, Path(settings.data.root), fold, seed=fold, folds=2, notes=notes)
 
   monkeypatch.setattr(cross_validate_lib, "train", train)
   return asked
@@ -42,14 +42,14 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
 
 def test_every_case_is_scored_once_out_of_fold(tmp_path, terminal, trained):
   root = make_data(tmp_path / "data")
-  raw = json.loads((make_run(tmp_path / "probe", root, folds=2) / "config.json").read_text())
+  settings = record.read(make_run(tmp_path / "probe", root, folds=2) / "config.json")
   cv = tmp_path / "cv"
-  assert cross_validate(raw, cv, [1], terminal) is None
+  assert cross_validate(settings, cv, [1], terminal) is None
   assert "not yet done: fold0" in terminal.console.file.getvalue()
   first = rows(cv / "fold1" / "evaluation" / "val")
   stamp = (cv / "fold1" / "evaluation" / "val" / "scores.csv").stat().st_mtime_ns
 
-  summary = cross_validate(raw, cv, [], terminal)
+  summary = cross_validate(settings, cv, [], terminal)
   assert trained == [1, 0, 1]
   assert (cv / "fold1" / "evaluation" / "val" / "scores.csv").stat().st_mtime_ns == stamp
   whole = rows(cv / "evaluation")
@@ -64,7 +64,7 @@ def test_every_case_is_scored_once_out_of_fold(tmp_path, terminal, trained):
   assert summary["regions"]["WT"]["dice"]["mean"] == pytest.approx(np.mean(wt))
   assert summary["regions"]["WT"]["dice"]["sd"] == pytest.approx(np.std(wt, ddof=1))
   assert summary["data"]["split"] == "out of fold" and len(summary["students"]) == 2
-  assert summary["prediction"]["smallest_et"] == [0, 50]
+  assert summary["prediction"]["min_et_mm3"] == [0, 50]
   assert (cv / "evaluation" / "report.html").stat().st_size > 10_000
   output = terminal.console.file.getvalue()
   assert "mean Dice of each fold" in output and "95% interval" in output
@@ -72,12 +72,12 @@ def test_every_case_is_scored_once_out_of_fold(tmp_path, terminal, trained):
   result = compare(cv, cv / "fold0", None, terminal)
   assert result["cases"] == sorted(rows(cv / "fold0" / "evaluation" / "val"))
   with pytest.raises(UserError, match="REFUSED: 6 of 6"):  # all folds together know everyone
-    evaluate(Ensemble(open_students(str(cv))), Choice(data_root=root), tmp_path / "x", terminal)
+    evaluate(Predictor(open_students(str(cv))), Choice(data_root=root), tmp_path / "x", terminal)
 
 
 def test_folds_that_there_are_not(tmp_path, terminal, trained):
   root = make_data(tmp_path / "data")
-  raw = json.loads((make_run(tmp_path / "probe", root, folds=2) / "config.json").read_text())
+  settings = record.read(make_run(tmp_path / "probe", root, folds=2) / "config.json")
   with pytest.raises(ConfigError, match="folds 0 to 1"):
-    cross_validate(raw, tmp_path / "cv", [2], terminal)
+    cross_validate(settings, tmp_path / "cv", [2], terminal)
   assert trained == []

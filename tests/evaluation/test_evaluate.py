@@ -15,7 +15,7 @@ from kd_jax.evaluation.case_results import check_complete
 from kd_jax.evaluation.masks import evaluate_masks
 from kd_jax.evaluation.students import Choice, evaluate
 from kd_jax.metrics.case import columns
-from kd_jax.prediction.predictor import Ensemble
+from kd_jax.prediction.predictor import Predictor
 from kd_jax.prediction.student_directory import export
 from kd_jax.runs.students import open_student, open_students
 from kd_jax.runtime.errors import ConfigError, UserError
@@ -34,8 +34,8 @@ def place(tmp_path_factory) -> Path:
   return place
 
 
-def ensemble(*paths: Path) -> Ensemble:
-  return Ensemble(open_students(",".join(map(str, paths))))
+def predictor(*paths: Path) -> Predictor:
+  return Predictor(open_students(",".join(map(str, paths))))
 
 
 def rows(folder: Path) -> dict[str, dict[str, float]]:
@@ -48,7 +48,7 @@ def validation_cases(run: Path, fold: int) -> list[str]:
 
 
 def test_a_run_is_scored_on_its_validation_cases(place, terminal):
-  summary = evaluate(ensemble(place / "fold0"), Choice(), None, terminal)
+  summary = evaluate(predictor(place / "fold0"), Choice(), None, terminal)
   folder = place / "fold0" / "evaluation" / "val"
   assert sorted(rows(folder)) == validation_cases(place / "fold0", 0)
   assert all(list(row) == columns() for row in rows(folder).values())
@@ -72,21 +72,21 @@ def test_a_run_is_scored_on_its_validation_cases(place, terminal):
 def test_training_subjects_are_refused(place, terminal):
   data = Choice(data_root=place / "data")
   with pytest.raises(UserError, match="REFUSED: 4 of 6 cases") as error:
-    evaluate(ensemble(place / "fold0"), data, None, terminal)
+    evaluate(predictor(place / "fold0"), data, None, terminal)
   assert validation_cases(place / "fold0", 0)[0] not in str(error.value)
   with pytest.raises(UserError, match="REFUSED"):
-    evaluate(ensemble(place / "fold0"), Choice(split="train"), None, terminal)
+    evaluate(predictor(place / "fold0"), Choice(split="train"), None, terminal)
 
 
 def test_training_subjects_can_be_left_out(place, terminal, tmp_path):
   data = Choice(data_root=place / "data", exclude_training_subjects=True)
-  summary = evaluate(ensemble(place / "fold0"), data, tmp_path, terminal)
+  summary = evaluate(predictor(place / "fold0"), data, tmp_path, terminal)
   assert sorted(rows(tmp_path)) == validation_cases(place / "fold0", 0)
   assert len(summary["excluded"]) == 4
 
 
 def test_an_ensemble_was_trained_on_what_any_member_was(place, terminal, tmp_path):
-  both = ensemble(place / "fold0", place / "fold1")
+  both = predictor(place / "fold0", place / "fold1")
   with pytest.raises(UserError, match="REFUSED: 6 of 6"):
     evaluate(both, Choice(data_root=place / "data"), tmp_path, terminal)
   with pytest.raises(UserError, match="no case is left"):
@@ -112,7 +112,7 @@ def test_training_subjects_are_known_by_their_images(place, terminal, tmp_path):
   trained = next(n for n in rows_of_fold(place, 1))
   renamed_copy(place, trained, tmp_path / "year" / "Other_001")
   with pytest.raises(UserError, match="Other_001: the same t1ce image"):
-    evaluate(ensemble(place / "fold0"), Choice(data_root=tmp_path / "year"), None, terminal)
+    evaluate(predictor(place / "fold0"), Choice(data_root=tmp_path / "year"), None, terminal)
 
 
 def rows_of_fold(place: Path, fold: int) -> list[str]:
@@ -127,20 +127,20 @@ def test_training_subjects_are_known_by_a_name_mapping(place, terminal, tmp_path
   mapping.write_text(f"BraTS_2020_subject_ID,BraTS_2030_subject_ID\n{trained},BraTS30_001\n")
   choice = Choice(data_root=tmp_path / "year", name_mapping=mapping)
   with pytest.raises(UserError, match="BraTS30_001: same patient by the name mapping"):
-    evaluate(ensemble(place / "fold0"), choice, None, terminal)
+    evaluate(predictor(place / "fold0"), choice, None, terminal)
 
 
 def test_an_exported_student_scores_alike_and_refuses_alike(place, terminal, tmp_path):
   export(open_student(place / "fold0"), tmp_path / "shared")
   other = Choice(data_root=place / "other")
   for source, output in [(place / "fold0", "a"), (tmp_path / "shared", "b")]:
-    evaluate(ensemble(source), other, tmp_path / output, terminal)
+    evaluate(predictor(source), other, tmp_path / output, terminal)
   assert rows(tmp_path / "a") == rows(tmp_path / "b")
   with pytest.raises(UserError, match="REFUSED: 4 of 6"):
     choice = Choice(data_root=place / "data")
-    evaluate(ensemble(tmp_path / "shared"), choice, tmp_path / "c", terminal)
+    evaluate(predictor(tmp_path / "shared"), choice, tmp_path / "c", terminal)
   with pytest.raises(ConfigError, match="has no data of its own"):
-    evaluate(ensemble(tmp_path / "shared"), Choice(), tmp_path / "c", terminal)
+    evaluate(predictor(tmp_path / "shared"), Choice(), tmp_path / "c", terminal)
 
 
 def test_cases_that_cannot_be_scored_are_in_no_mean(place, terminal, tmp_path):
@@ -151,7 +151,7 @@ def test_cases_that_cannot_be_scored_are_in_no_mean(place, terminal, tmp_path):
   lacking = make_case(tmp_path / "data" / "case61", seed=61, affine=LARGE)
   (lacking / "case61_t1ce.nii.gz").unlink()
   summary = evaluate(
-    ensemble(place / "fold0"), Choice(data_root=tmp_path / "data"), tmp_path / "out", terminal
+    predictor(place / "fold0"), Choice(data_root=tmp_path / "data"), tmp_path / "out", terminal
   )
   assert list(rows(tmp_path / "out")) == ["case51"]
   assert summary["failed"].keys() == {"case50", "case60", "case61"}
@@ -168,10 +168,10 @@ def test_edited_folds_are_noticed(place, terminal, tmp_path):
   folds["folds"][0].append(folds["folds"][1][0])
   (run / "folds.json").write_text(json.dumps(folds))
   with pytest.raises(UserError, match="REFUSED"):
-    evaluate(ensemble(run), Choice(), None, terminal)
+    evaluate(predictor(run), Choice(), None, terminal)
   (run / "folds.json").unlink()
   with pytest.raises(UserError, match=r"has no folds\.json"):
-    evaluate(ensemble(run), Choice(), None, terminal)
+    evaluate(predictor(run), Choice(), None, terminal)
 
 
 # --- Masks ------------------------------------------------------------------------------------

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kd_jax.evaluation.intervals import (
-  bootstrap_interval,
-  describe,
-  paired,
-  signed_rank_p,
-)
+from kd_jax.evaluation.intervals import bootstrap_interval, describe, paired, signed_rank_p
 
 NAN, INF = float("nan"), float("inf")
 

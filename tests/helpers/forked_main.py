@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import jax.numpy  # noqa: F401
 from absl import app
 
-import kd_jax.cli
 import kd_jax.evaluation.students
 import kd_jax.prediction.predict
 import kd_jax.training.train  # noqa: F401
-import main
+import main  # noqa: F401 - defines the flags
+from kd_jax import cli
 
 
 def run(flags: list[str]) -> tuple[int, str]:
@@ -30,7 +30,7 @@ def run(flags: list[str]) -> tuple[int, str]:
       os.dup2(said.fileno(), 2)
       sys.argv = ["main.py", *flags]  # where ml_collections looks for --config.x
       with contextlib.suppress(Exception):  # absl has printed it
-        app.run(main.main, flags_parser=main.parse_flags)
+        app.run(cli.main, flags_parser=cli.parse_flags)
       os._exit(99)  # app.run ends with an exit of its own
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     said.seek(0)

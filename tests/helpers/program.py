@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from quick import QUICK
+from quick import FLAGS
 from synthetic import LARGE, make_case
 
 REPOSITORY = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ SETTINGS = {
   "data.patch": "(16,16,16)",
   "data.prepare_workers": 1,
   "model.filters": "(4,4,8,8)",
-  "optim.cohort.schedule": "constant",  # so that a run can be ended early and taken up again
+  "optim.teachers.schedule": "constant",  # so that a run can be ended early and taken up again
   "optim.student.schedule": "constant",
   "train.epochs": 3,
   "train.steps_per_epoch": 4,
@@ -57,14 +57,13 @@ class Place:
 
   def python(self, *arguments: str) -> subprocess.Popen:
     # One device, as users have it.
-    quick = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
     return subprocess.Popen(
       [sys.executable, *arguments],
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
       cwd=self.folder,
-      env=os.environ | {"XLA_FLAGS": quick},
+      env=os.environ | {"XLA_FLAGS": FLAGS},
     )
 
   def finish(self, process: subprocess.Popen, code: int = 0) -> str:

@@ -6,17 +6,16 @@ from pathlib import Path
 import jax
 from synthetic import LARGE, make_case
 
-from configs import common
 from kd_jax.data import folds as folds_lib
 from kd_jax.data import nifti
 from kd_jax.data.cases import find_cases
-from kd_jax.data.dataset import FOLDS_FILE
-from kd_jax.data.subjects import SUBJECTS_FILE, subject_of, write_subjects
+from kd_jax.data.subjects import subject_of, write_subjects
 from kd_jax.models.framework import Framework
 from kd_jax.runs.checkpoints import Checkpoints
-from kd_jax.settings import config as config_lib
-from kd_jax.training import optimisers as optim
-from kd_jax.training import step as step_lib
+from kd_jax.runs.layout import CONFIG_FILE, FOLDS_FILE, SUBJECTS_FILE
+from kd_jax.settings import presets, record
+from kd_jax.training.optimisers import optimizer
+from kd_jax.training.state import init_state, to_items
 
 
 def make_data(root: Path, cases: int = 6, first: int = 0) -> Path:
@@ -34,16 +33,20 @@ def make_run(
   notes: dict | None = None,
 ) -> Path:
   """A T1ce student and one FLAIR teacher, as if trained on all but one fold of root's cases."""
-  config = common.with_variants(common.base("small", str(root)), "from_flair")
-  config.data.fold = fold
-  config.data.folds = folds
-  config.data.spacing = 3.0
-  config.data.patch = (16, 16, 16)
-  config.model.filters = (4, 4, 8, 8)
-  config.predict.overlap = 0.25
-  raw = config_lib.to_dict(config)
-  typed = config_lib.parse(raw)
-  config_lib.write(workdir / config_lib.CONFIG_FILE, raw)
+  settings = presets.settings(
+    "brats21:from_flair",
+    {
+      "name": "small-from_flair",
+      "data.root": str(root),
+      "data.fold": fold,
+      "data.folds": folds,
+      "data.spacing": 3.0,
+      "data.patch": (16, 16, 16),
+      "model.filters": (4, 4, 8, 8),
+      "inference.overlap": 0.25,
+    },
+  )
+  record.write(workdir / CONFIG_FILE, settings)
 
   cases = {case.name: case for case in find_cases(root)}
   kept = folds_lib.read_or_make(workdir / FOLDS_FILE, list(cases.values()), folds)
@@ -52,13 +55,12 @@ def make_run(
   subjects = ([subject_of(cases[name], images[name]) for name in side] for side in sides)
   write_subjects(workdir / SUBJECTS_FILE, *subjects)
 
-  optimizers = {group: optim.optimizer(s, 1) for group, s in typed.optim.groups.items()}
-  state = step_lib.init_state(
-    Framework(typed.model), optimizers, typed.confidence, jax.random.key(seed), ema=True
-  )
+  optimizers = {group: optimizer(own, 1) for group, own in settings.optim.groups.items()}
+  framework = Framework(settings.model)
+  state = init_state(framework, optimizers, settings.confidence, jax.random.key(seed), ema=True)
   state = dataclasses.replace(state, ema=jax.tree.map(lambda x: x.copy(), state.params["student"]))
   checkpoints = Checkpoints(workdir)
-  checkpoints.save(7, state, notes or {}, 0.5)
+  checkpoints.save(7, to_items(state), notes or {}, 0.5)
   checkpoints.wait()
   checkpoints.close()
   return workdir

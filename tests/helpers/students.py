@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from kd_jax.data.subjects import Subject
-from kd_jax.prediction.sliding_window import PredictSettings
 from kd_jax.prediction.student import Architecture, Preparation, Student
+from kd_jax.settings.inference import InferenceSettings
 
 
 @functools.cache
@@ -21,7 +21,7 @@ def make_student(seed: int = 0, modalities: tuple[str, ...] = ("t1ce",), spacing
     source="nowhere",
     architecture=architecture,
     preparation=Preparation("brain", "zscore", spacing, (16, 16, 16)),
-    predict=PredictSettings("sliding", 0.25),
+    inference=InferenceSettings("sliding", 0.25, False, 0.0, 0.0),
     params=jax.tree.map(np.asarray, params),
     training={"data": "synthetic", "convention": "brats2018", "step": 3},
     scores=None,

@@ -2,21 +2,16 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
+import time
 import zlib
 
 import nibabel as nib
 import numpy as np
 import pytest
-from program import (
-  REPOSITORY,
-  STEPS,
-  arrays,
-  checkpoint_steps,
-  numbers,
-  wait_for_checkpoint,
-)
+from program import REPOSITORY, STEPS, arrays, checkpoint_steps, numbers, wait_for_checkpoint
 from synthetic import make_case
 
 
@@ -35,13 +30,13 @@ def test_a_run_leaves_what_the_readme_says(finished):
     "train/loss/side/level1/kd",
     "train/confidence/score/flair",
     "train/confidence/weight/flair",
-    "train/lr/cohort",
+    "train/lr/teachers",
     "train/lr/student",
     "val/dice/student/WT",
     "val/dice/flair/ET",
-    "val/smallest_et",
-    "val/smallest_island",
-    "val/dice_cleaned/ET",
+    "val/min_et_mm3",
+    "val/min_component_mm3",
+    "val/dice_postprocessed/ET",
   ):
     assert name in names, name
   folds = json.loads((finished / "folds.json").read_text())["folds"]
@@ -157,6 +152,28 @@ def test_reading_processes_change_no_parameter(place, finished):
     np.testing.assert_array_equal(actual[path], value, err_msg=path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_stops_a_run_with_readers_as_one_without(place, number):
+  """As a terminal sends Ctrl-C, and a scheduler SIGTERM: the reading processes get it too."""
+  name = f"group-{number.name}"
+  settings = {"variant": "student_only", "data__workers": 2, "train__epochs": 300}
+  own_group = (
+    "import os, sys; os.setsid(); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+  )
+  main = str(REPOSITORY / "main.py")
+  process = place.python("-c", own_group, main, *place.flags(name, **settings))
+  wait_for_checkpoint(process, place.folder / name, 3)
+  os.killpg(process.pid, number)
+  output = place.finish(process, 128 + number)
+  assert f"stopped by {number.name}" in output and "the checkpoint is saved" in output
+  with pytest.raises(ProcessLookupError):  # nothing of the group is left
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+      os.killpg(process.pid, 0)
+      time.sleep(0.1)
+
+
 def test_a_non_finite_loss_stops_the_run_and_names_the_term(place, finished):
   """A cache that has gone bad under a run; the program is the finished run's, compiled already."""
   cache, workdir = place.folder / "bad_cache", place.folder / "diverged"
@@ -186,13 +203,17 @@ def test_bad_cases_are_listed_and_can_be_left_out(place, finished):
   output = place.finish(place.start(None, "--mode=prepare", data__root=root), 1)
   assert "case9" in output and "t1" in output and "skip_bad_cases" in output
   settings = {"data__root": root, "data__skip_bad_cases": True, "train__epochs": 1}
+  settings["variant"] = "student_only"  # teachers see the same cases
   output = place.finish(place.start("bad_run", **settings))
   assert "left out, as you asked" in output and "case9" in output
 
 
 MISUSES = [
   ([], "--mode=train needs --config"),
-  (["--config=configs/brats21.py:papper"], "unknown variant 'papper'; known: paper, mtcm_kd"),
+  (
+    ["--config=configs/brats21.py:papper"],
+    "unknown variant 'papper'; did you mean 'paper'? known: paper, mtcm_kd",
+  ),
   (["--config=configs/brats21.py", "--config.data.fld=1"], "fld"),
   (["--config=configs/brats21.py", "--config.data.root=/nowhere"], "no data folder /nowhere"),
   (["--config=configs/brats21.py", "--config.data.patch=(100,128,128)"], "a multiple of 8"),
@@ -208,8 +229,8 @@ MISUSES = [
   (["--mode=compare", "/nowhere", "/nowhere"], "/nowhere"),
   (["--mode=dance", "--config=configs/brats21.py"], "train|prepare|evaluate"),
   (["--config=configs/brats21.py", "--labels=brats2021"], "--labels has no meaning"),
-  (["--config=configs/brats21.py", "--smallest_et=9"], "--smallest_et has no meaning"),
-  (["--config=configs/brats21.py", "--config.predict.smallest_et=-9"], "smallest_et = -9.0 is not"),
+  (["--config=configs/brats21.py", "--min_et_mm3=9"], "--min_et_mm3 has no meaning"),
+  (["--config=configs/brats21.py", "--config.inference.min_et_mm3=-9"], "min_et_mm3 = -9.0 is not"),
 ]
 
 

@@ -5,25 +5,21 @@ from dataclasses import replace
 import jax
 import numpy as np
 import optax
+import published
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kd_jax.method.confidence import ConfidenceSettings
-from kd_jax.method.objective import LossSettings
-from kd_jax.models.framework import Framework, FrameworkSpec
+from kd_jax.models.framework import Framework
+from kd_jax.settings.model import ModelSettings
+from kd_jax.settings.training import GROUPS
 from kd_jax.training.mesh import make_mesh
-from kd_jax.training.optimisers import GROUPS
-from kd_jax.training.step import (
-  batch_sharding,
-  compile_step,
-  init_state,
-  make_train_step,
-)
+from kd_jax.training.state import init_state
+from kd_jax.training.step import batch_sharding, compile_step, make_train_step
 
 WHOLE = (256, 240, 160)  # 240x240x155, so that four devices share the first side
 EIGHTH = (128, 120, 80)
-SPEC = FrameworkSpec(student=("t1ce",), teachers={}, filters=(4, 4, 8, 8))
+SPEC = ModelSettings(student=("t1ce",), teachers={}, filters=(4, 4, 8, 8))
 
 
 # In float32 one device's sums over ten million voxels are off by 1e-3 (four devices' less so, as
@@ -38,9 +34,9 @@ def test_four_devices_share_a_scan(sides, dtype, close):
 
 
 def check(sides, dtype, close):
-  framework, confidence = Framework(replace(SPEC, dtype=dtype)), ConfidenceSettings()
+  framework, confidence = Framework(replace(SPEC, dtype=dtype)), published.confidence()
   optimizers = {group: optax.sgd(0.1) for group in GROUPS}
-  step = make_train_step(framework, optimizers, LossSettings(), confidence, steps_per_epoch=1)
+  step = make_train_step(framework, optimizers, published.loss(), confidence, steps_per_epoch=1)
   state = init_state(framework, optimizers, confidence, jax.random.key(0))
   state = jax.tree.map(
     lambda x: np.asarray(x, dtype if np.issubdtype(x.dtype, np.floating) else x.dtype), state

@@ -1,18 +1,19 @@
-"""The confidence weights: what the student hears of whom, and when that changes."""
+"""The confidence weights: how much the student learns from each teacher, and when that changes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax.method import confidence
-from kd_jax.method.confidence import ConfidenceSettings, weights_of
+from kd_jax.method.confidence import weights_of
 
 TEACHERS = ("flair", "t2", "t1")
-EPOCH = ConfidenceSettings(update="epoch")
-EMA = ConfidenceSettings(update="ema", ema_decay=0.75)
+EPOCH = published.confidence(update="epoch")
+EMA = published.confidence(update="ema", ema_decay=0.75)
 
 
 def by_name(*values):
@@ -21,13 +22,13 @@ def by_name(*values):
 
 def run(scores, how, steps_per_epoch=2):
   """Yields the weights in use at every step, and ends with the state after the last one."""
-  belief = confidence.init(TEACHERS, how)
+  state = confidence.init(TEACHERS, how)
   used = []
   for step, score in enumerate(scores):
-    belief = confidence.begin_step(belief, jnp.asarray(step % steps_per_epoch == 0), how)
-    used.append([float(belief.weights[name]) for name in TEACHERS])
-    belief = confidence.end_step(belief, by_name(*score), how)
-  return np.array(used), belief
+    state = confidence.begin_step(state, jnp.asarray(step % steps_per_epoch == 0), how)
+    used.append([float(state.weights[name]) for name in TEACHERS])
+    state = confidence.end_step(state, by_name(*score), how)
+  return np.array(used), state
 
 
 def test_weights_share_the_total_by_score():
@@ -61,16 +62,16 @@ def test_weights_follow_names_and_not_the_order():
 
 
 def test_scores_are_taken_by_name_and_not_by_order():
-  belief = confidence.init(TEACHERS, EPOCH)
-  after = confidence.end_step(belief, dict(reversed(by_name(0.6, 0.3, 0.1).items())), EPOCH)
+  state = confidence.init(TEACHERS, EPOCH)
+  after = confidence.end_step(state, dict(reversed(by_name(0.6, 0.3, 0.1).items())), EPOCH)
   np.testing.assert_allclose([after.scores[n] for n in TEACHERS], [0.6, 0.3, 0.1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("total", [0.15, 0.6])
 def test_every_teacher_is_heard_alike_at_first(total):
-  belief = confidence.init(TEACHERS, ConfidenceSettings(total=total))
-  np.testing.assert_allclose([belief.weights[n] for n in TEACHERS], total / 3, rtol=1e-6)
-  assert belief.count == 0
+  state = confidence.init(TEACHERS, published.confidence(total=total))
+  np.testing.assert_allclose([state.weights[n] for n in TEACHERS], total / 3, rtol=1e-6)
+  assert state.count == 0
 
 
 def test_epoch_weights_change_when_the_next_epoch_begins():
@@ -83,19 +84,19 @@ def test_epoch_weights_change_when_the_next_epoch_begins():
 
 
 def test_epoch_scores_begin_anew_with_each_epoch():
-  _, belief = run([(0.2, 0.4, 0.0), (0.4, 0.2, 0.0), (0.1, 0.3, 0.6)], EPOCH)
-  np.testing.assert_allclose([belief.scores[n] for n in TEACHERS], [0.1, 0.3, 0.6], rtol=1e-6)
-  assert belief.count == 1
+  _, state = run([(0.2, 0.4, 0.0), (0.4, 0.2, 0.0), (0.1, 0.3, 0.6)], EPOCH)
+  np.testing.assert_allclose([state.scores[n] for n in TEACHERS], [0.1, 0.3, 0.6], rtol=1e-6)
+  assert state.count == 1
 
 
 def test_ema_weights_change_at_every_step():
   scores = [(0.4, 0.4, 0.0), (0.0, 0.4, 0.8), (0, 0, 0)]
-  used, belief = run(scores, EMA)
+  used, state = run(scores, EMA)
   # The first scores are taken whole, then 3/4 of the old and 1/4 of the new.
   expected = [[0.05, 0.05, 0.05], [0.075, 0.075, 0], [0.05, 0.2 / 3, 0.1 / 3]]
   np.testing.assert_allclose(used, expected, atol=1e-7)
   np.testing.assert_allclose(
-    [belief.scores[n] for n in TEACHERS], [0.225, 0.3, 0.15], rtol=1e-6
+    [state.scores[n] for n in TEACHERS], [0.225, 0.3, 0.15], rtol=1e-6
   )  # 3/4 of (0.3, 0.4, 0.2)
 
 
@@ -121,50 +122,50 @@ def avals(tree):
 def test_the_state_keeps_its_types_and_none_is_weak(how, x64):
   """A weak type in the first state makes the whole step compile twice."""
   with jax.enable_x64(x64):
-    belief = confidence.init(TEACHERS, how)
-    assert not any(leaf.weak_type for leaf in jax.tree.leaves(belief))
+    state = confidence.init(TEACHERS, how)
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
 
-    def step(belief, scores):
-      belief = confidence.begin_step(belief, jnp.asarray(True), how)
-      return confidence.end_step(belief, scores, how)
+    def step(state, scores):
+      state = confidence.begin_step(state, jnp.asarray(True), how)
+      return confidence.end_step(state, scores, how)
 
-    after = jax.eval_shape(step, belief, by_name(0.1, 0.2, 0.3))
-    assert avals(after) == avals(belief)
+    after = jax.eval_shape(step, state, by_name(0.1, 0.2, 0.3))
+    assert avals(after) == avals(state)
 
 
 @pytest.mark.parametrize("how", [EPOCH, EMA])
 def test_a_student_without_teachers_has_no_weights(how):
-  belief = confidence.begin_step(confidence.init((), how), jnp.asarray(True), how)
-  assert (belief.weights, belief.scores) == ({}, {})
+  state = confidence.begin_step(confidence.init((), how), jnp.asarray(True), how)
+  assert (state.weights, state.scores) == ({}, {})
 
 
 def test_a_batchs_own_scores_need_no_past():
   """ "batch" in the state is the last batch's scores; the step weighs by the present one's."""
-  how = ConfidenceSettings(update="batch")
+  how = published.confidence(update="batch")
   used, _ = run([(0.6, 0.3, 0.1), (0.1, 0.1, 0.2), (0, 0, 1)], how)
   np.testing.assert_allclose(used[1], [0.09, 0.045, 0.015], rtol=1e-5)
   np.testing.assert_allclose(used[2], [0.0375, 0.0375, 0.075], rtol=1e-5)
 
 
 def test_each_region_weighs_the_teachers_by_its_own_dice():
-  how = ConfidenceSettings(by="region", update="ema", total=0.6)
-  belief = confidence.init(("flair", "t2"), how)
-  assert belief.weights["t2"].shape == belief.scores["t2"].shape == (3,)
+  how = published.confidence(by="region", update="ema", total=0.6)
+  state = confidence.init(("flair", "t2"), how)
+  assert state.weights["t2"].shape == state.scores["t2"].shape == (3,)
   scores = {"flair": jnp.array([0.9, 0.2, 0.0]), "t2": jnp.array([0.9, 0.6, 0.0])}
-  belief = confidence.end_step(belief, scores, how)
-  belief = confidence.begin_step(belief, jnp.asarray(False), how)
-  np.testing.assert_allclose(belief.weights["flair"], [0.3, 0.15, 0.3], rtol=1e-5)
-  np.testing.assert_allclose(belief.weights["t2"], [0.3, 0.45, 0.3], rtol=1e-5)
+  state = confidence.end_step(state, scores, how)
+  state = confidence.begin_step(state, jnp.asarray(False), how)
+  np.testing.assert_allclose(state.weights["flair"], [0.3, 0.15, 0.3], rtol=1e-5)
+  np.testing.assert_allclose(state.weights["t2"], [0.3, 0.45, 0.3], rtol=1e-5)
 
 
 def test_who_does_worse_than_the_student_is_not_heard():
-  how = ConfidenceSettings(update="ema", total=0.6, above_student=True)
+  how = published.confidence(update="ema", total=0.6, above_student=True)
   got = weights_of({**by_name(0.6, 0.3, 0.1), "student": jnp.float32(0.3)}, 0.6)
   assert list(got) == list(TEACHERS)
   np.testing.assert_allclose([got[n] for n in TEACHERS], [0.36, 0, 0], rtol=1e-6)
-  belief = confidence.init(TEACHERS, how)
-  assert belief.scores.keys() == {*TEACHERS, "student"}
-  assert belief.weights.keys() == set(TEACHERS)
+  state = confidence.init(TEACHERS, how)
+  assert state.scores.keys() == {*TEACHERS, "student"}
+  assert state.weights.keys() == set(TEACHERS)
   assert confidence.init((), how).scores == {}
 
 

@@ -1,17 +1,19 @@
 """Voxels' weights, confidence by voxel, features: on tiny arrays whose answer is known."""
 
+from typing import get_args
+
 import jax
 import numpy as np
 import pytest
 
 from kd_jax.method.distillation import (
-  WHERE,
   bottleneck_kd,
   certainty_shares,
   enlarge,
   prototype_kd,
   voxel_weights,
 )
+from kd_jax.settings.method import KdWhere
 
 SURE = np.float32([20, 0, 0, 0])
 UNSURE = np.float32([0, 0, 0, 0])
@@ -49,7 +51,7 @@ def test_where_is_checked():
   assert voxel_weights("all", None, None, ()) == 1.0
   with pytest.raises(ValueError, match="nowhere"):
     voxel_weights("nowhere", None, None, ())
-  assert "all" in WHERE
+  assert "all" in get_args(KdWhere)
 
 
 def test_the_surer_teacher_is_heard():

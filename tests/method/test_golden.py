@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import published
 import pytest
-from quick import QUICK
+from quick import STEADY
 
 from kd_jax.method import batch_scores as device
 from kd_jax.method import confidence, losses
-from kd_jax.method.confidence import ConfidenceSettings
-from kd_jax.method.objective import LossSettings
 from kd_jax.models import torch_names
-from kd_jax.models.framework import Framework, FrameworkSpec
+from kd_jax.models.framework import Framework
+from kd_jax.settings.model import ModelSettings
 from kd_jax.training import step
+from kd_jax.training.state import TrainState
 
 GOLDEN = Path(os.environ.get("KD_JAX_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 TOLERANCE = 1e-6
@@ -71,7 +72,7 @@ def test_losses(name, case):
     assert_close(dice, case["dice_loss"], "Dice loss")
     assert_close(jaccard, case["jaccard_loss"], "Jaccard loss")
     assert_close(losses.cross_entropy(labels, logits), case["cross_entropy"], "cross-entropy")
-    assert_close(losses.comb(labels, logits, "slice"), case["combination_loss"], "comb")
+    assert_close(losses.dice_jaccard_ce(labels, logits, "slice"), case["combination_loss"], "sum")
     for key, expected in case.items():
       if key.startswith("kd_T"):
         kd = losses.kd(logits, teacher, float(key[4:]), "voxel_sum")
@@ -82,7 +83,7 @@ def test_losses(name, case):
 
 
 def rebuild(network: str, shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-  """The parameters of a golden network, from their names (METHOD §6)."""
+  """The parameters of a golden network, from their names (docs/method.md, "Golden cases")."""
   parameters = {}
   for name, shape in shapes.items():
     seed = zlib.crc32(f"{network}/{name}".encode())
@@ -108,7 +109,7 @@ class Golden:
     modality = channels[document["student_channel"]]
     self.teachers = [channels[i] for i in document["teacher_channels"]]
     self.levels = [f"level{i + 1}" for i in range(document["deep_supervision_levels"])]
-    self.spec = FrameworkSpec(
+    self.spec = ModelSettings(
       student=(modality,),
       teachers={name: (name,) for name in self.teachers},
       filters=tuple(document["filters"]),
@@ -116,10 +117,10 @@ class Golden:
       dtype="float64",
     )
     regions = tuple(r for r in ("WT", "TC", "ET") if r in str(document["confidence_score"]).upper())
-    self.confidence = ConfidenceSettings(
+    self.confidence = published.confidence(
       total=document["total_proportion"], score="slice_dice", regions=regions, update="epoch"
     )
-    self.loss = LossSettings(
+    self.loss = published.loss(
       dice_reduction="slice",
       kd_reduction="voxel_sum",
       temperature=document["temperature"],
@@ -139,8 +140,8 @@ class Golden:
     network = torch_names.network_table()
     fusion = torch_names.fusion_table(self.teachers)
     torch = {name: rebuild(name, shapes) for name, shapes in self.shapes.items()}
-    cohort = {
-      "teachers": {
+    teachers = {
+      "networks": {
         name: torch_names.convert(torch[f"teacher{i}"], network, ignore=SIDE_HEADS)
         for i, name in enumerate(self.teachers)
       },
@@ -149,7 +150,7 @@ class Golden:
         for i, level in enumerate(self.levels)
       },
     }
-    params = {"cohort": cohort, "student": torch_names.convert(torch["student"], network)}
+    params = {"teachers": teachers, "student": torch_names.convert(torch["student"], network)}
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -192,9 +193,9 @@ def _check_gradients(golden, grads):
   network, fusion = torch_names.network_table(), torch_names.fusion_table(golden.teachers)
   trees = {"student": (grads["student"], network)}
   for i, name in enumerate(golden.teachers):
-    trees[f"teacher{i}"] = (grads["cohort"]["teachers"][name], network)
+    trees[f"teacher{i}"] = (grads["teachers"]["networks"][name], network)
   for i, level in enumerate(golden.levels):
-    trees[f"fusion{i}"] = (grads["cohort"]["fusion"][level], fusion)
+    trees[f"fusion{i}"] = (grads["teachers"]["fusion"][level], fusion)
 
   def ours(key: str):
     """Our gradient of PyTorch's NETWORK/PARAMETER, and what brings theirs into our layout."""
@@ -252,7 +253,7 @@ def _step_and_forward(golden, framework, optimizers):
     return train_step(state, batch, jax.random.key(0)), framework(state.params, batch["image"])
 
   key = repr((golden.spec, golden.loss, golden.confidence, golden.learning_rate))
-  return _programs().setdefault(key, jax.jit(both, compiler_options=QUICK))
+  return _programs().setdefault(key, jax.jit(both, compiler_options=STEADY))
 
 
 def _check_steps(golden, framework, params):
@@ -261,12 +262,12 @@ def _check_steps(golden, framework, params):
     group: optax.chain(_recorder(), optax.adam(golden.learning_rate)) for group in params
   }
   weights = zip(golden.teachers, golden.initial_weights, strict=True)
-  belief = confidence.init(golden.teachers, golden.confidence)
-  state = step.TrainState(
+  weighted = confidence.init(golden.teachers, golden.confidence)
+  state = TrainState(
     step=jnp.asarray(golden.first_step, jnp.int32),
     params=params,
     opt_state={group: tx.init(params[group]) for group, tx in optimizers.items()},
-    confidence=belief.replace(weights={n: jnp.asarray(w, float) for n, w in weights}),
+    confidence=weighted.replace(weights={n: jnp.asarray(w, float) for n, w in weights}),
     lr_scale={group: jnp.ones(()) for group in optimizers},
     ema=None,
   )
@@ -288,7 +289,7 @@ def _expected_metrics(golden, entry) -> dict[str, float]:
   expected = {
     "loss/student": entry["student_loss"],
     "loss/supervised": entry["supervised"],
-    "loss/cohort": entry["teacher_total"],
+    "loss/teachers": entry["teacher_total"],
   }
   for i, name in enumerate(golden.teachers):
     expected[f"loss/kd/{name}"] = entry["kd"][i]

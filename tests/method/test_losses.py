@@ -1,6 +1,7 @@
 """The losses against tables worked out by hand."""
 
 from math import log
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from kd_jax.method import losses
+from kd_jax.settings.method import KdReduction
 
 # Compiled, since most of these tests' time would go into one small program for every operation.
 overlap = jax.jit(losses.overlap, static_argnames="reduction")
-comb = jax.jit(losses.comb, static_argnames="reduction")
+dice_jaccard_ce = jax.jit(losses.dice_jaccard_ce, static_argnames="reduction")
 cross_entropy = jax.jit(losses.cross_entropy)
 kd = jax.jit(losses.kd, static_argnames="reduction")
 kd_gradients = jax.jit(jax.grad(losses.kd, argnums=(0, 1)), static_argnames="reduction")
@@ -53,14 +55,14 @@ def test_supervised_losses_by_hand(p, y, reduction, dice, jaccard, entropy):
   np.testing.assert_allclose(got.dice, dice, atol=1e-6)
   np.testing.assert_allclose(got.jaccard, jaccard, atol=1e-6)
   np.testing.assert_allclose(cross_entropy(labels, logits), entropy, atol=1e-6)
-  together = comb(labels, logits, reduction=reduction)
+  together = dice_jaccard_ce(labels, logits, reduction=reduction)
   np.testing.assert_allclose(together, (dice + jaccard + entropy) / 3, atol=1e-6)
 
 
 def test_volume_is_the_default_reduction():
   logits, labels = volume(PAIR, [0, 1])
-  assert comb(labels, logits) == comb(labels, logits, reduction="volume")
-  assert comb(labels, logits) != comb(labels, logits, reduction="slice")
+  assert dice_jaccard_ce(labels, logits) == dice_jaccard_ce(labels, logits, reduction="volume")
+  assert dice_jaccard_ce(labels, logits) != dice_jaccard_ce(labels, logits, reduction="slice")
 
 
 @pytest.mark.parametrize("reduction", ["volume", "slice"])
@@ -113,7 +115,7 @@ def some_logits(seed, shape=(2, 3, 4, 5, 4), scale=1.0):
   return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
-@pytest.mark.parametrize("reduction", losses.KD_REDUCTIONS)
+@pytest.mark.parametrize("reduction", get_args(KdReduction))
 def test_kd_of_equals_is_zero_and_pulls_nowhere(reduction):
   same = some_logits(0)
   np.testing.assert_allclose(kd(same, same, 4.0, reduction=reduction), 0, atol=1e-5)
@@ -141,7 +143,7 @@ def test_the_voxel_sum_pulls_by_the_probabilities_difference():
   np.testing.assert_allclose(gradient, (q - p) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("reduction", losses.KD_REDUCTIONS)
+@pytest.mark.parametrize("reduction", get_args(KdReduction))
 def test_kd_gives_the_teacher_no_gradient(reduction):
   student, teacher = kd_gradients(some_logits(0), some_logits(1), 4.0, reduction=reduction)
   assert np.abs(student).max() > 0
@@ -161,8 +163,8 @@ def test_bfloat16_logits_are_computed_in_float32():
   @jax.jit
   def every(student, teacher):
     return {
-      "comb": losses.comb(labels, student),
-      "comb of slices": losses.comb(labels, student, "slice"),
+      "dice_jaccard_ce": losses.dice_jaccard_ce(labels, student),
+      "dice_jaccard_ce of slices": losses.dice_jaccard_ce(labels, student, "slice"),
       "kd": losses.kd(student, teacher, 4.0),
       "kd sum": losses.kd(student, teacher, 20.0, "voxel_sum"),
     }
@@ -179,13 +181,13 @@ def test_float64_stays_float64():
     logits = jax.ShapeDtypeStruct((2, 3, 4, 5, 4), jnp.float64)
     labels = jax.ShapeDtypeStruct((2, 3, 4, 5), jnp.uint8)
     assert jax.eval_shape(kd, logits, logits, 4.0).dtype == jnp.float64
-    assert jax.eval_shape(comb, labels, logits).dtype == jnp.float64
+    assert jax.eval_shape(dice_jaccard_ce, labels, logits).dtype == jnp.float64
 
 
 def test_losses_stay_finite_for_extreme_logits():
   sure = some_logits(0, scale=1e4)
   labels = np.zeros(sure.shape[:-1], int)
-  value, gradient = jax.jit(jax.value_and_grad(losses.comb, argnums=1))(labels, sure)
+  value, gradient = jax.jit(jax.value_and_grad(losses.dice_jaccard_ce, argnums=1))(labels, sure)
   assert np.isfinite(value) and np.isfinite(gradient).all()
   assert np.isfinite(kd(sure, -sure, 1.0, reduction="voxel_sum"))
   assert all(np.isfinite(g).all() for g in kd_gradients(sure, -sure, 1.0, reduction="voxel_sum"))

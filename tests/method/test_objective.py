@@ -4,23 +4,15 @@ import dataclasses
 
 import jax
 import numpy as np
+import published
 import pytest
 
 from kd_jax.method import losses
-from kd_jax.method.distillation import (
-  bottleneck_kd,
-  enlarge,
-  prototype_kd,
-  voxel_weights,
-)
-from kd_jax.method.objective import (
-  LossSettings,
-  SideWeights,
-  distillation_share,
-  objective,
-)
+from kd_jax.method.distillation import bottleneck_kd, enlarge, prototype_kd, voxel_weights
+from kd_jax.method.objective import distillation_share, objective
 from kd_jax.models.framework import Outputs
-from kd_jax.models.resunet import Output
+from kd_jax.models.interface import Output
+from kd_jax.settings.method import SideWeights
 
 NO, YES = np.array(False), np.array(True)
 TEACHERS = ("flair", "t2")
@@ -29,11 +21,11 @@ SIDES = {"level1": 4, "level2": 2}  # voxels along each side; 8 at full resoluti
 LABELS = np.random.default_rng(9).integers(0, 4, (2, 8, 8, 8))
 BRAIN = np.random.default_rng(10).random((2, 8, 8, 8)) < 0.7
 
-comb = jax.jit(losses.comb, static_argnames="reduction")
+dice_jaccard_ce = jax.jit(losses.dice_jaccard_ce, static_argnames="reduction")
 kd = jax.jit(losses.kd, static_argnames="reduction")
 
 # total, supervised, kd and cooperative weights, all different: no two can be swapped unnoticed.
-SETTINGS = LossSettings(
+SETTINGS = published.loss(
   temperature=3.0,
   supervised=0.7,
   cooperative={"level1": 0.09, "level2": 0.06},
@@ -67,14 +59,14 @@ def joint():
 
 def test_before_distillation_the_student_learns_from_labels_alone(joint):
   _, terms = joint(some_outputs(), NO)
-  expected = comb(LABELS, some_outputs().student.logits)
+  expected = dice_jaccard_ce(LABELS, some_outputs().student.logits)
   np.testing.assert_allclose(terms["loss/student"], expected, rtol=1e-6)
   np.testing.assert_allclose(terms["loss/supervised"], expected, rtol=1e-6)
 
 
-def test_before_distillation_the_cohort_learns_as_ever(joint):
+def test_before_distillation_the_teachers_learn_as_ever(joint):
   before, after = joint(some_outputs(), NO)[1], joint(some_outputs(), YES)[1]
-  assert before["loss/cohort"] == after["loss/cohort"]
+  assert before["loss/teachers"] == after["loss/teachers"]
   assert before["loss/student"] != after["loss/student"]
   assert before["loss/kd/t2"] == after["loss/kd/t2"]  # logged though not used yet
 
@@ -85,17 +77,17 @@ def test_terms_are_named_and_weighted(joint, levels):
   loss, terms = joint(out, YES)
   shrunk = {"level1": LABELS[:, ::2, ::2, ::2], "level2": LABELS[:, ::4, ::4, ::4]}
 
-  supervised = comb(LABELS, out.student.logits)
-  expected = {"loss/supervised": supervised, "loss/student": 0.7 * supervised, "loss/cohort": 0}
+  supervised = dice_jaccard_ce(LABELS, out.student.logits)
+  expected = {"loss/supervised": supervised, "loss/student": 0.7 * supervised, "loss/teachers": 0}
   for name in TEACHERS:
-    own = comb(LABELS, out.teachers[name].logits)
+    own = dice_jaccard_ce(LABELS, out.teachers[name].logits)
     response = kd(out.student.logits, out.teachers[name].logits, 3.0)
     expected |= {f"loss/teacher/{name}": own, f"loss/kd/{name}": response}
-    expected["loss/cohort"] += own
+    expected["loss/teachers"] += own
     expected["loss/student"] += {"flair": 0.11, "t2": 0.04}[name] * response
   for level in levels:
-    cooperative = comb(shrunk[level], out.fused[level])
-    side = comb(shrunk[level], out.student.side_logits[level])
+    cooperative = dice_jaccard_ce(shrunk[level], out.fused[level])
+    side = dice_jaccard_ce(shrunk[level], out.student.side_logits[level])
     response = kd(out.student.side_logits[level], out.fused[level], 3.0)
     expected |= {
       f"loss/cooperative/{level}": cooperative,
@@ -103,14 +95,14 @@ def test_terms_are_named_and_weighted(joint, levels):
       f"loss/side/{level}/kd": response,
     }
     first = level == "level1"
-    expected["loss/cohort"] += (0.09 if first else 0.06) * cooperative
+    expected["loss/teachers"] += (0.09 if first else 0.06) * cooperative
     expected["loss/student"] += (
       0.2 * (0.8 * side + 0.35 * response) if first else 0.05 * (0.55 * side + 0.45 * response)
     )
   assert terms.keys() == expected.keys()
   for name, value in expected.items():
     np.testing.assert_allclose(terms[name], value, rtol=1e-5, err_msg=name)
-  np.testing.assert_allclose(loss, expected["loss/cohort"] + expected["loss/student"], rtol=1e-5)
+  np.testing.assert_allclose(loss, expected["loss/teachers"] + expected["loss/student"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("distil", [NO, YES])
@@ -118,21 +110,21 @@ def test_a_student_alone_has_its_supervised_loss_at_full_weight(joint, distil):
   out = some_outputs(teachers=(), levels=())
   loss, terms = joint(out, distil)
   assert terms.keys() == {"loss/supervised", "loss/student"}
-  np.testing.assert_allclose(loss, comb(LABELS, out.student.logits), rtol=1e-6)
+  np.testing.assert_allclose(loss, dice_jaccard_ce(LABELS, out.student.logits), rtol=1e-6)
   assert terms["loss/student"] == terms["loss/supervised"] == loss
 
 
 def test_reductions_reach_every_term():
   out = some_outputs(levels=("level1",))
-  published = LossSettings(dice_reduction="slice", kd_reduction="voxel_sum", temperature=20.0)
-  _, terms = jax.jit(lambda out: objective(out, LABELS, ALPHA, YES, published, BRAIN))(out)
+  as_published = published.loss(dice_reduction="slice", kd_reduction="voxel_sum", temperature=20.0)
+  _, terms = jax.jit(lambda out: objective(out, LABELS, ALPHA, YES, as_published, BRAIN))(out)
   half = LABELS[:, ::2, ::2, ::2]
   side = out.student.side_logits["level1"]
   expected = {
-    "loss/supervised": comb(LABELS, out.student.logits, reduction="slice"),
-    "loss/teacher/t2": comb(LABELS, out.teachers["t2"].logits, reduction="slice"),
-    "loss/cooperative/level1": comb(half, out.fused["level1"], reduction="slice"),
-    "loss/side/level1/supervised": comb(half, side, reduction="slice"),
+    "loss/supervised": dice_jaccard_ce(LABELS, out.student.logits, reduction="slice"),
+    "loss/teacher/t2": dice_jaccard_ce(LABELS, out.teachers["t2"].logits, reduction="slice"),
+    "loss/cooperative/level1": dice_jaccard_ce(half, out.fused["level1"], reduction="slice"),
+    "loss/side/level1/supervised": dice_jaccard_ce(half, side, reduction="slice"),
     "loss/kd/t2": kd(out.student.logits, out.teachers["t2"].logits, 20.0, reduction="voxel_sum"),
     "loss/side/level1/kd": kd(side, out.fused["level1"], 20.0, reduction="voxel_sum"),
   }
@@ -141,7 +133,7 @@ def test_reductions_reach_every_term():
 
 
 def test_the_default_weights_are_the_published_ones():
-  settings = LossSettings()
+  settings = published.loss()
   assert settings.supervised == 0.75
   assert settings.cooperative == {"level1": 0.08, "level2": 0.05}
   assert settings.side == {
@@ -157,7 +149,7 @@ def gradients():
 
   def three(outputs, distil):
     loss, terms = objective(outputs, LABELS, ALPHA, distil, SETTINGS, BRAIN)
-    return {"joint": loss, "student": terms["loss/student"], "cohort": terms["loss/cohort"]}
+    return {"joint": loss, "student": terms["loss/student"], "teachers": terms["loss/teachers"]}
 
   program = jax.jit(jax.jacrev(three))
   return lambda distil: program(some_outputs(), distil)
@@ -173,23 +165,25 @@ def test_student_terms_reach_neither_teachers_nor_fused_logits(gradients):
   assert min(sizes(gradient.student)) > 0
 
 
-def test_cohort_terms_do_not_reach_the_student(gradients):
-  gradient = gradients(YES)["cohort"]
+def test_the_teachers_terms_do_not_reach_the_student(gradients):
+  gradient = gradients(YES)["teachers"]
   assert max(sizes(gradient.student)) == 0
   assert min(sizes((gradient.teachers, gradient.fused))) > 0
 
 
 def test_one_backward_pass_gives_each_group_its_own_gradient(gradients):
   got = gradients(YES)
-  cohort = got["cohort"]
-  expected = got["student"]._replace(teachers=cohort.teachers, fused=cohort.fused)
+  teachers = got["teachers"]
+  expected = got["student"]._replace(teachers=teachers.teachers, fused=teachers.fused)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got["joint"], expected)
 
 
 def test_before_distillation_labels_alone_pull_the_student(gradients):
   gradient = gradients(NO)["joint"].student
   assert max(sizes(gradient.side_logits)) == 0
-  alone = jax.jit(jax.grad(losses.comb, argnums=1))(LABELS, some_outputs().student.logits)
+  alone = jax.jit(jax.grad(losses.dice_jaccard_ce, argnums=1))(
+    LABELS, some_outputs().student.logits
+  )
   np.testing.assert_allclose(gradient.logits, alone, rtol=1e-5, atol=1e-9)
 
 
@@ -224,10 +218,12 @@ def test_every_network_with_heads_is_supervised_deeply():
   out.teachers["t2"] = out.teachers["t2"]._replace(side_logits={"level1": side})
   got, plain = terms_of(deep, out), terms_of(SETTINGS, out)
   half = LABELS[:, ::2, ::2, ::2]
-  teacher = comb(half, side)
+  teacher = dice_jaccard_ce(half, side)
   np.testing.assert_allclose(got["loss/teacher/t2/level1"], teacher, rtol=1e-5)
-  np.testing.assert_allclose(got["loss/cohort"], plain["loss/cohort"] + 0.5 * teacher, rtol=1e-5)
-  student = comb(half, out.student.side_logits["level1"])
+  np.testing.assert_allclose(
+    got["loss/teachers"], plain["loss/teachers"] + 0.5 * teacher, rtol=1e-5
+  )
+  student = dice_jaccard_ce(half, out.student.side_logits["level1"])
   np.testing.assert_allclose(
     got["loss/student"], plain["loss/student"] + 0.7 * 0.5 * student, rtol=1e-5
   )
@@ -235,12 +231,12 @@ def test_every_network_with_heads_is_supervised_deeply():
   assert "loss/supervised/level2" not in got  # its weight is zero
 
 
-def test_each_region_hears_the_teachers_in_its_own_way():
+def test_each_region_has_its_own_teacher_weights():
   regions = dataclasses.replace(SETTINGS, kd_targets="regions")
   out = some_outputs(levels=())
   alpha = {"flair": np.float32([0.3, 0.2, 0.1]), "t2": np.float32([0, 0.4, 0.6])}
   got = terms_of(regions, out, alpha)
-  expected = 0.7 * comb(LABELS, out.student.logits)
+  expected = 0.7 * dice_jaccard_ce(LABELS, out.student.logits)
   for name, weights in alpha.items():
     each = losses.region_kd(out.student.logits, out.teachers[name].logits, 3.0)
     np.testing.assert_allclose(got[f"loss/kd/{name}"], np.mean(each), rtol=1e-5)
@@ -249,26 +245,26 @@ def test_each_region_hears_the_teachers_in_its_own_way():
 
 
 @pytest.mark.parametrize("alpha", [0.4, np.float32([0.1, 0.2, 0.3])])
-def test_of_some_regions_teachers_are_not_heard(alpha):
+def test_regions_that_are_not_distilled_add_nothing(alpha):
   out = some_outputs(levels=("level1",))
   some = dataclasses.replace(SETTINGS, kd_targets="regions", kd_regions=("ET", "WT"))
   got = terms_of(some, out, dict.fromkeys(out.teachers, alpha))
   side = losses.region_kd(out.student.side_logits["level1"], out.fused["level1"], 3.0)
   np.testing.assert_allclose(got["loss/side/level1/kd"], (side[0] + side[2]) / 2, rtol=1e-5)
   plain = terms_of(some, out, dict.fromkeys(out.teachers, 0.0))
-  heard = 0.0
+  distilled = 0.0
   for teacher in out.teachers.values():
     each = np.broadcast_to(alpha, 3) * losses.region_kd(out.student.logits, teacher.logits, 3.0)
-    heard += (each[0] + each[2]) / 2
-  np.testing.assert_allclose(got["loss/student"] - plain["loss/student"], heard, rtol=1e-4)
+    distilled += (each[0] + each[2]) / 2
+  np.testing.assert_allclose(got["loss/student"] - plain["loss/student"], distilled, rtol=1e-4)
 
 
-def test_each_voxel_hears_the_teachers_in_its_own_way():
+def test_each_voxel_has_its_own_teacher_weights():
   out = some_outputs(levels=())
   flair = np.random.default_rng(5).random((2, 8, 8, 8), np.float32)
   got = terms_of(SETTINGS, out, {"flair": flair, "t2": 0 * flair})
-  heard = kd(out.student.logits, out.teachers["flair"].logits, 3.0, heard=flair)
-  expected = 0.7 * comb(LABELS, out.student.logits) + heard
+  weighted = kd(out.student.logits, out.teachers["flair"].logits, 3.0, teacher_weight=flair)
+  expected = 0.7 * dice_jaccard_ce(LABELS, out.student.logits) + weighted
   np.testing.assert_allclose(got["loss/student"], expected, rtol=1e-5)
 
 

@@ -27,7 +27,7 @@ PAIRS = (
 
 
 def case(seed=0, shape=(24, 30, 20)):
-  """Predicted and true classes of one tumour each, not far from each other, and an island."""
+  """Predicted and true classes: a tumour each, near each other, and one component far away."""
   rng = np.random.default_rng(seed)
   predicted, truth = np.zeros((2, *shape), np.uint8)
   truth[5:15, 8:20, 5:15] = 2

@@ -64,7 +64,7 @@ def test_components_are_26_connected():
     ((4 + 8, 4 + 8, 0), 2),
   ],
 )
-def test_near_islands_of_the_truth_are_one_lesion(steps, lesions):
+def test_near_components_of_the_truth_are_one_lesion(steps, lesions):
   truth = mask(CUBE, moved(CUBE, *steps))
   scores = score(truth, truth)
   assert (scores.found, scores.dice) == (lesions, 1)
@@ -88,7 +88,7 @@ def test_lesions_of_at_most_50_mm3_are_left_out(voxels, kept):
   assert score(nothing, small) == LesionScores(0, kept, 0, *((0.0, 374) if kept else (1.0, 0.0)))
 
 
-def test_small_islands_near_each_other_are_measured_together():
+def test_small_components_near_each_other_are_measured_together():
   parts = [(slice(25 + 5 * i, 28 + 5 * i), slice(5, 8), slice(5, 8)) for i in range(2)]  # 27 each
   assert score(mask(), mask(parts[0])).missed == 0
   assert score(mask(), mask(*parts)).missed == 1
@@ -171,7 +171,7 @@ def one_by_one(predicted, truth, voxel_mm):
 
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.002, 0.1), st.sampled_from([MM, (1.0, 2.0, 0.6)]))
-def test_many_islands_as_one_by_one(seed, share, voxel_mm):
+def test_many_components_as_one_by_one(seed, share, voxel_mm):
   noise = np.random.default_rng(seed).normal(size=(2, 40, 36, 32))
   noise[0] += noise[1] * 0.7
   smooth = ndimage.gaussian_filter(noise, (0, 1.5, 1.5, 1.5))

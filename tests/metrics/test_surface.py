@@ -89,10 +89,10 @@ def test_the_larger_of_two_directed_percentiles_not_the_pooled_one():
   t = ball(10)
   p = t | ball(4, (30, 0, 0))
   pair = surface_pair(p, t, MM)
-  island = pair.predicted_mm > 5
-  share = pair.predicted.area_mm2[island].sum() / pair.predicted.area_mm2.sum()
+  far = pair.predicted_mm > 5
+  share = pair.predicted.area_mm2[far].sum() / pair.predicted.area_mm2.sum()
   assert 0.05 < share < 0.2 and (pair.truth_mm == 0).all()
-  expected = np.quantile(pair.predicted_mm[island], 1 - 0.05 / share)
+  expected = np.quantile(pair.predicted_mm[far], 1 - 0.05 / share)
   assert hd95_mm(pair, 374) == pytest.approx(expected, abs=1)
   assert hd95_mm(pair, 374) == hd95(t, p)
 
@@ -178,11 +178,11 @@ def test_crop():
 def test_a_subset_is_what_its_masks_alone_give():
   p, t = np.zeros((2, 20, 20, 20), bool)
   p[2:6, 2:6, 2:6] = t[3:8, 2:6, 2:6] = True
-  island_p, island_t = np.zeros((2, 20, 20, 20), bool)
-  island_p[14:17, 14:17, 2:5] = island_t[12:15, 2:5, 14:19] = True
-  pair = surface_pair(p | island_p, t | island_t, SPACINGS[1])
+  apart_p, apart_t = np.zeros((2, 20, 20, 20), bool)
+  apart_p[14:17, 14:17, 2:5] = apart_t[12:15, 2:5, 14:19] = True
+  pair = surface_pair(p | apart_p, t | apart_t, SPACINGS[1])
   part = pair.subset((pair.predicted.corners < 10).all(axis=1), np.ones(len(pair.truth_mm), bool))
-  alone = surface_pair(p, t | island_t, SPACINGS[1])
+  alone = surface_pair(p, t | apart_t, SPACINGS[1])
   np.testing.assert_array_equal(part.predicted_mm, alone.predicted_mm)
   np.testing.assert_array_equal(part.truth_mm, alone.truth_mm)
   np.testing.assert_array_equal(part.predicted.area_mm2, alone.predicted.area_mm2)
@@ -243,6 +243,6 @@ def test_real_tumours_as_the_package_has_them(region):
     seg = nifti.read(case.seg)
     truth = region_mask(to_classes(seg.data, case.convention), region)
     predicted = np.roll(ndimage.binary_erosion(truth), (2, -1, 1), axis=(0, 1, 2))
-    predicted[100:103, 100:104, 70:75] = True  # an island
+    predicted[100:103, 100:104, 70:75] = True  # a component far from the rest
     box = crop(predicted, truth)
     assert_same_as_the_package(predicted[box], truth[box], seg.voxel_mm)

@@ -1,4 +1,4 @@
-"""What is too small: the rules, the choice of their thresholds, and their way from run to mask."""
+"""Postprocessing: the rules, the choice of minimum sizes, and their way from run to mask."""
 
 import functools
 import json
@@ -16,24 +16,24 @@ from synthetic import LARGE, make_case
 from kd_jax.evaluation.students import Choice, evaluate
 from kd_jax.metrics.volumetric import dice, region_mask, volume_mm3
 from kd_jax.prediction.postprocess import (
-  BY_VALIDATION,
-  ISLANDS,
-  NOTHING,
+  COMPONENT_MM3,
+  NO_POSTPROCESSING,
   Evidence,
-  Smallest,
+  MinimumSizes,
   choose,
-  clean,
-  compare,
-  islands_to_try,
-  without_small_et,
-  without_small_islands,
+  component_sizes_to_try,
+  evidence_of,
+  postprocess,
+  remove_small_components,
+  remove_small_et,
 )
 from kd_jax.prediction.predict import Output, predict
-from kd_jax.prediction.predictor import Ensemble, Prepared
+from kd_jax.prediction.predictor import Predictor, Prepared
 from kd_jax.prediction.student_directory import export
 from kd_jax.runs.students import open_student, open_students
 from kd_jax.runtime.errors import ConfigError
-from kd_jax.settings import config as config_lib
+from kd_jax.settings import presets, record
+from kd_jax.settings.inference import BY_VALIDATION
 from kd_jax.tasks.labels import REGIONS
 from kd_jax.training.validation import validate
 
@@ -65,18 +65,18 @@ def classes(et: int) -> np.ndarray:
 )
 def test_an_et_below_the_threshold_becomes_core(et, voxel_mm, smallest, removed):
   before = classes(et)
-  after = without_small_et(before, smallest, voxel_mm)
+  after = remove_small_et(before, smallest, voxel_mm)
   assert after.dtype == np.uint8 and (before == classes(et)).all()
   assert (after == 3).sum() == (0 if removed else et)
   for region in ("WT", "TC"):
     np.testing.assert_array_equal(region_mask(after, region), region_mask(before, region))
 
 
-# --- Islands ------------------------------------------------------------------------------------
+# --- Connected components -----------------------------------------------------------------------
 
 
 def scattered() -> np.ndarray:
-  """(12, 12, 12): a tumour of 64 voxels, and islands of 1, 2 (at a corner) and 8 voxels."""
+  """(12, 12, 12): a tumour of 64 voxels, and components of 1, 2 (at a corner) and 8."""
   x = np.zeros((12, 12, 12), np.uint8)
   x[1:5, 1:5, 1:5] = 2
   x[2:4, 2:4, 2:4] = 3
@@ -98,20 +98,20 @@ def scattered() -> np.ndarray:
     (1e6, (1, 1, 1), {64}),  # what has most core stays
   ],
 )
-def test_islands_below_the_threshold_become_background(smallest, voxel_mm, left):
+def test_components_below_the_threshold_become_background(smallest, voxel_mm, left):
   before = scattered()
-  after = without_small_islands(before, smallest, np.float32(voxel_mm))
+  after = remove_small_components(before, smallest, np.float32(voxel_mm))
   assert after.dtype == np.uint8 and (before == scattered()).all()
   component, count = ndimage.label(after, np.ones((3, 3, 3)))
   assert set(np.bincount(component.ravel())[1:].tolist()) == left and count == len(left)
   np.testing.assert_array_equal(after[after > 0], before[after > 0])
 
 
-def test_two_islands_with_as_much_core_stay_both():
+def test_two_components_with_as_much_core_both_stay():
   x = np.zeros((9, 4, 4), np.uint8)
   x[0], x[4], x[8, 0, 0] = 1, 3, 3
-  np.testing.assert_array_equal(np.unique(without_small_islands(x, 1e6, (1, 1, 1))[8]), [0])
-  assert (without_small_islands(x, 1e6, (1, 1, 1))[:8] == x[:8]).all()
+  np.testing.assert_array_equal(np.unique(remove_small_components(x, 1e6, (1, 1, 1))[8]), [0])
+  assert (remove_small_components(x, 1e6, (1, 1, 1))[:8] == x[:8]).all()
 
 
 def test_what_has_most_core_stays_and_without_core_the_largest():
@@ -121,26 +121,26 @@ def test_what_has_most_core_stays_and_without_core_the_largest():
   x[10:12], x[10, 0, 0] = 3, 1  # the largest core
   x[14:18], x[14, 0, 0] = 2, 3  # larger, and less core
   x[19, 0, 0] = 1
-  after = without_small_islands(x, 1e6, (1, 1, 1))
+  after = remove_small_components(x, 1e6, (1, 1, 1))
   np.testing.assert_array_equal(np.flatnonzero(after.any((1, 2))), [10, 11])
-  assert compare(x, x, (1, 1, 1), (1e6,)).et_mm3 == [31]
-  after = without_small_islands(np.where(x == 2, x, 0), 1e6, (1, 1, 1))
+  assert evidence_of(x, x, (1, 1, 1), (1e6,)).et_mm3 == [31]
+  after = remove_small_components(np.where(x == 2, x, 0), 1e6, (1, 1, 1))
   np.testing.assert_array_equal(np.flatnonzero(after.any((1, 2))), range(8))
 
 
-def test_nothing_predicted_has_no_islands():
+def test_an_empty_mask_has_no_components():
   nothing = np.zeros((4, 4, 4), np.uint8)
-  assert not without_small_islands(nothing, 100, (1, 1, 1)).any()
-  found = compare(nothing, scattered()[:4, :4, :4], (1, 1, 1), (0.0, 100.0))
+  assert not remove_small_components(nothing, 100, (1, 1, 1)).any()
+  found = evidence_of(nothing, scattered()[:4, :4, :4], (1, 1, 1), (0.0, 100.0))
   assert found == Evidence([[0, 0, 0]] * 2, [0, 0], False)
 
 
-def test_islands_go_first():
-  """The ET that counts is what the islands have left."""
+def test_components_go_first():
+  """The ET that counts is what is left without small components."""
   x = scattered()  # 8 + 1 voxels of ET
-  assert (clean(x, Smallest(2, 9), (1, 1, 1)) == 3).sum() == 0
-  assert (clean(x, Smallest(0, 9), (1, 1, 1)) == 3).sum() == 9
-  np.testing.assert_array_equal(clean(x, NOTHING, (1, 1, 1)), x)
+  assert (postprocess(x, MinimumSizes(2, 9), (1, 1, 1)) == 3).sum() == 0
+  assert (postprocess(x, MinimumSizes(0, 9), (1, 1, 1)) == 3).sum() == 9
+  np.testing.assert_array_equal(postprocess(x, NO_POSTPROCESSING, (1, 1, 1)), x)
 
 
 # --- The choice -------------------------------------------------------------------------------
@@ -152,25 +152,25 @@ def test_the_evidence_is_what_the_rule_would_score(seed):
   noise = (ndimage.gaussian_filter(rng.normal(size=(20, 24, 16)), 1.2) for _ in range(2))
   predicted, truth = (np.digitize(x, [0.1, 0.2, 0.25]).astype(np.uint8) for x in noise)
   truth[truth == 3] = 1 if seed == 2 else 3
-  voxel_mm, islands = (2.0, 1.5, 1.0), (0.0, 20.0, 100.0, 500.0, 1e6)
-  found = compare(predicted, truth, voxel_mm, islands)
+  voxel_mm, sizes = (2.0, 1.5, 1.0), (0.0, 20.0, 100.0, 500.0, 1e6)
+  found = evidence_of(predicted, truth, voxel_mm, sizes)
   assert found.no_et == (seed == 2)
   assert len(set(found.et_mm3)) > 2  # there is something to leave out
-  for i, smallest in enumerate(islands):
-    cleaned = without_small_islands(predicted, smallest, voxel_mm)
+  for i, smallest in enumerate(sizes):
+    cleaned = remove_small_components(predicted, smallest, voxel_mm)
     masks = [[region_mask(x, r) for x in (cleaned, truth)] for r in REGIONS]
     assert found.dice[i] == pytest.approx([dice(*pair) for pair in masks])
     assert found.et_mm3[i] == volume_mm3(masks[-1][0], voxel_mm)
 
 
 def no_et(volume: float) -> Evidence:
-  """ET predicted where there is none; the same with and without islands."""
-  n = 1 + len(ISLANDS)
+  """ET predicted where there is none; the same with and without small components."""
+  n = 1 + len(COMPONENT_MM3)
   return Evidence([[0.8, 0.8, 0.0 if volume else 1.0]] * n, [volume] * n, True)
 
 
 def with_et(volume: float, dice: float) -> Evidence:
-  n = 1 + len(ISLANDS)
+  n = 1 + len(COMPONENT_MM3)
   return Evidence([[0.8, 0.8, dice]] * n, [volume] * n, False)
 
 
@@ -196,16 +196,18 @@ LARGE_ET = [with_et(5000, 0.8)] * 20
   ],
 )
 def test_the_threshold_of_et_is_the_smallest_that_gains_more_than_one_case_can(cases, expected):
-  smallest, means = choose(cases, BY_VALIDATION, BY_VALIDATION)
-  assert smallest == choose(cases[::-1], BY_VALIDATION, BY_VALIDATION)[0] == (0, expected)
+  smallest, means = choose(cases, MinimumSizes(BY_VALIDATION, BY_VALIDATION))
+  assert (
+    smallest == choose(cases[::-1], MinimumSizes(BY_VALIDATION, BY_VALIDATION))[0] == (0, expected)
+  )
   kept = [e.dice[0][-1] if e.et_mm3[0] >= expected else float(e.no_et) for e in cases]
   assert means == pytest.approx([0.8, 0.8, np.mean(kept)])
-  assert means[-1] >= choose(cases, BY_VALIDATION, 0.0)[1][-1]
+  assert means[-1] >= choose(cases, MinimumSizes(BY_VALIDATION, 0.0))[1][-1]
 
 
 def rising(*gains: float) -> Evidence:
-  """WT gains so much at each threshold of islands over no threshold, and no more after the last."""
-  steps = [0.0, *gains] + [gains[-1]] * (len(ISLANDS) - len(gains))
+  """WT gains so much at each minimum component size over none, and no more after the last."""
+  steps = [0.0, *gains] + [gains[-1]] * (len(COMPONENT_MM3) - len(gains))
   return Evidence([[0.5 + gain, 0.5, 0.5] for gain in steps], [5000.0] * len(steps), False)
 
 
@@ -224,18 +226,18 @@ def rising(*gains: float) -> Evidence:
     ([rising(0.02, 0.01)] * 3 + [rising(0.02, 0.3)], 50),  # one case does not raise it
   ],
 )
-def test_the_threshold_of_islands_is_the_smallest_that_gains_without_the_best_case(cases, expected):
-  smallest, means = choose(cases, BY_VALIDATION, 0.0)
-  assert smallest == choose(cases[::-1], BY_VALIDATION, 0.0)[0] == (expected, 0)
-  i = (0.0, *ISLANDS).index(expected)
+def test_the_component_size_is_the_least_that_gains_without_the_best_case(cases, expected):
+  smallest, means = choose(cases, MinimumSizes(BY_VALIDATION, 0.0))
+  assert smallest == choose(cases[::-1], MinimumSizes(BY_VALIDATION, 0.0))[0] == (expected, 0)
+  i = (0.0, *COMPONENT_MM3).index(expected)
   assert means[0] == pytest.approx(np.mean([case.dice[i][0] for case in cases]))
   assert means[0] >= np.mean([case.dice[0][0] for case in cases])
 
 
 def test_what_is_asked_for_is_not_chosen():
-  assert islands_to_try(300.0) == (300.0,)
+  assert component_sizes_to_try(300.0) == (300.0,)
   case = Evidence([[0.1, 0.2, 0.3]], [40.0], True)
-  assert choose([case], 300.0, 50.0) == (Smallest(300, 50), [0.1, 0.2, 1])
+  assert choose([case], MinimumSizes(300.0, 50.0)) == (MinimumSizes(300, 50), [0.1, 0.2, 1])
 
 
 # --- In validation ----------------------------------------------------------------------------
@@ -262,41 +264,44 @@ def validated(tmp_path):
   }
   networks = {"student": ("student", ("t1ce",)), "flair": ("flair", ("flair",))}
 
-  def found(params, volume):
+  def found(name, params, volume):
     return np.moveaxis(np.eye(4)[enhancing], -1, 0)
 
   return functools.partial(validate, found, networks, entries)
 
 
 def test_validation_chooses_for_the_student(validated):
-  result = validated(Smallest(0.0, BY_VALIDATION), pictures=1)
-  assert result.smallest == (0, 50)  # 48 mm3 are less: three cases gain 1, one loses 1
-  assert result.cleaned == {"WT": 1, "TC": 1, "ET": pytest.approx(3 / 4)}
+  result = validated(MinimumSizes(0.0, BY_VALIDATION), pictures=1)
+  assert result.minimum_sizes == (0, 50)  # 48 mm3 are less: three cases gain 1, one loses 1
+  assert result.postprocessed == {"WT": 1, "TC": 1, "ET": pytest.approx(3 / 4)}
   assert result.dice["student"] == result.dice["flair"] == {"WT": 1, "TC": 1, "ET": 1 / 4}
   assert result.score == pytest.approx((1 + 1 + 1 / 4) / 3)  # without the rules
   assert len(result.pictures) == 1
 
-  both = validated(Smallest(BY_VALIDATION, BY_VALIDATION))
-  assert both.smallest == (50, 0)  # ET lies apart, in two islands of 24 mm3; none is left to judge
-  assert both.cleaned["ET"] == pytest.approx(3 / 4)
-  assert both.cleaned["WT"] == pytest.approx(2 * 160 / (160 + 166))
+  both = validated(MinimumSizes(BY_VALIDATION, BY_VALIDATION))
+  assert both.minimum_sizes == (
+    50,
+    0,
+  )  # ET lies apart, in two components of 24 mm3; none is left to judge
+  assert both.postprocessed["ET"] == pytest.approx(3 / 4)
+  assert both.postprocessed["WT"] == pytest.approx(2 * 160 / (160 + 166))
 
 
 def test_fixed_thresholds_are_what_validation_reports(validated):
-  result = validated(Smallest(24.0, 40.0))
-  assert result.smallest == (24, 40)
-  assert result.cleaned == result.dice["student"]
-  assert validated().smallest == (0, 0)
-  assert validated(Smallest(25.0, 0.0)).cleaned["ET"] == pytest.approx(3 / 4)
+  result = validated(MinimumSizes(24.0, 40.0))
+  assert result.minimum_sizes == (24, 40)
+  assert result.postprocessed == result.dice["student"]
+  assert validated().minimum_sizes == (0, 0)
+  assert validated(MinimumSizes(25.0, 0.0)).postprocessed["ET"] == pytest.approx(3 / 4)
 
 
 # --- From a run to a mask ---------------------------------------------------------------------
 
 
-class Block(Ensemble):
+class Block(Predictor):
   """Finds one block of ET and, apart, a voxel of oedema, whatever the scan."""
 
-  def predict(self, prepared: Prepared) -> np.ndarray:
+  def probabilities(self, prepared: Prepared) -> np.ndarray:
     et = np.zeros(prepared.images.shape[1:], np.float32)
     et[2:8, 2:8, 2:8] = 1
     ed = np.zeros_like(et)
@@ -314,57 +319,56 @@ def run(tmp_path_factory) -> Path:
   place = tmp_path_factory.mktemp("run")
   data = make_data(place / "data")
   return make_run(
-    place / "run", data, notes={"smallest_island": 28.0, "smallest_et": BLOCK * 27.0 + 1}
+    place / "run", data, notes={"min_component_mm3": 28.0, "min_et_mm3": BLOCK * 27.0 + 1}
   )
 
 
 def test_the_thresholds_go_from_the_run_to_the_mask(tmp_path, terminal, run):
   student = open_student(run)
   export(student, tmp_path / "shared")
-  assert json.loads((tmp_path / "shared" / "model.json").read_text())["predict"] == {
-    "mode": "sliding",
+  assert json.loads((tmp_path / "shared" / "model.json").read_text())["inference"] == {
+    "window": "sliding",
     "overlap": 0.25,
     "mirror": False,
-    "smallest_island": 28.0,
-    "smallest_et": BLOCK * 27.0 + 1,
+    "min_component_mm3": 28.0,
+    "min_et_mm3": BLOCK * 27.0 + 1,
   }
   scan = make_case(tmp_path / "scan", affine=LARGE)
   given = [(None, None), (None, 0.0), (None, BLOCK * 27.0), (27.0, None), (0.0, 0.0)]
-  for i, (island, et) in enumerate(given):
+  for i, (component, et) in enumerate(given):
     students = open_students(str(tmp_path / "shared"))
-    ensemble = Block(students, smallest_island=island, smallest_et=et)
-    label, kept = 1 if et is None else 4, {} if island is None else {2: 1}
+    predictor = Block(students, min_component_mm3=component, min_et_mm3=et)
+    label, kept = 1 if et is None else 4, {} if component is None else {2: 1}
     for maps in (False, True):  # each has a way of its own
       output = Output(tmp_path / f"masks{i}{maps}", "brats2018", probabilities=maps)
-      predict(ensemble, scan, output, terminal)
+      predict(predictor, scan, output, terminal)
       background = 14 * 16 * 12 - BLOCK - len(kept)
       assert found_labels(output.mask("scan")) == {0: background, label: BLOCK, **kept}
     record = json.loads((output.folder / "predict.json").read_text())["prediction"]
-    assert record["smallest_island"] == (28 if island is None else island)
-    assert record["smallest_et"] == (student.predict.smallest_et if et is None else et)
+    assert record["min_component_mm3"] == (28 if component is None else component)
+    assert record["min_et_mm3"] == (student.inference.min_et_mm3 if et is None else et)
     assert nib.load(output.map("scan", "ET")).get_fdata().max() == 1  # maps stay as they are
 
 
 def test_the_thresholds_count_in_an_evaluation(tmp_path, terminal, run):
   summary = evaluate(Block(open_students(str(run))), Choice(), tmp_path, terminal)
-  assert summary["prediction"]["smallest_island"] == 28
-  assert summary["prediction"]["smallest_et"] == BLOCK * 27 + 1
+  assert summary["prediction"]["min_component_mm3"] == 28
+  assert summary["prediction"]["min_et_mm3"] == BLOCK * 27 + 1
   volumes = {r: m["predicted_mm3"]["mean"] for r, m in summary["regions"].items()}
   assert volumes == {"WT": BLOCK * 27, "TC": BLOCK * 27, "ET": 0}
-  assert any("what is too small were chosen" in note for note in summary["notes"])
+  assert any("minimum sizes of postprocessing were chosen" in note for note in summary["notes"])
 
 
 @pytest.mark.parametrize("setting", [-1.0, 0.0, 9.0])
 @pytest.mark.parametrize(
-  ("name", "chosen"), [("smallest_island", 28), ("smallest_et", BLOCK * 27 + 1)]
+  ("name", "chosen"), [("min_component_mm3", 28), ("min_et_mm3", BLOCK * 27 + 1)]
 )
 def test_a_fixed_setting_is_not_the_validation_s(tmp_path, run, name, chosen, setting):
   shutil.copytree(run, tmp_path / "run")
-  raw = config_lib.read(run / "config.json")
-  raw["predict"][name] = setting
-  config_lib.write(tmp_path / "run" / "config.json", raw)
+  settings = presets.override(record.read(run / "config.json"), {f"inference.{name}": setting})
+  record.write(tmp_path / "run" / "config.json", settings)
   student = open_student(tmp_path / "run")
-  assert getattr(student.predict, name) == (chosen if setting == -1 else setting)
+  assert getattr(student.inference, name) == (chosen if setting == -1 else setting)
   assert (name in student.training["chosen_by_validation"]) == (setting == -1)
 
 
@@ -372,29 +376,29 @@ def test_a_student_of_an_earlier_version_keeps_all(tmp_path):
   export(make_student(), tmp_path / "shared")
   path = tmp_path / "shared" / "model.json"
   model = json.loads(path.read_text())
-  del model["predict"]["smallest_et"], model["predict"]["smallest_island"]
+  del model["inference"]["min_et_mm3"], model["inference"]["min_component_mm3"]
   path.write_text(json.dumps(model))
-  assert open_student(tmp_path / "shared").predict == make_student().predict
-  assert Ensemble([open_student(tmp_path / "shared")]).settings.smallest == NOTHING
+  assert open_student(tmp_path / "shared").inference == make_student().inference
+  assert Predictor([open_student(tmp_path / "shared")]).settings.minimum_sizes == NO_POSTPROCESSING
 
 
 def test_an_ensemble_takes_the_lower_median(tmp_path):
   students = []
-  for seed, (island, et) in enumerate([(9.0, 0.0), (8.0, 500.0), (0.0, 100.0)]):
+  for seed, (component, et) in enumerate([(9.0, 0.0), (8.0, 500.0), (0.0, 100.0)]):
     path = tmp_path / str(seed)
     export(make_student(seed), path)
     model = json.loads((path / "model.json").read_text())
-    model["predict"] |= {"smallest_island": island, "smallest_et": et}
+    model["inference"] |= {"min_component_mm3": component, "min_et_mm3": et}
     (path / "model.json").write_text(json.dumps(model))
     students.append(open_student(path))
-  assert Ensemble(students).settings.smallest == (8, 100)
-  assert Ensemble(students[:2]).settings.smallest == (8, 0)
-  assert Ensemble(students, smallest_et=7.0).settings.smallest == (8, 7)
-  assert Ensemble(students, smallest_island=7.0).settings.smallest == (7, 100)
+  assert Predictor(students).settings.minimum_sizes == (8, 100)
+  assert Predictor(students[:2]).settings.minimum_sizes == (8, 0)
+  assert Predictor(students, min_et_mm3=7.0).settings.minimum_sizes == (8, 7)
+  assert Predictor(students, min_component_mm3=7.0).settings.minimum_sizes == (7, 100)
 
 
-@pytest.mark.parametrize("name", ["smallest_island", "smallest_et"])
+@pytest.mark.parametrize("name", ["min_component_mm3", "min_et_mm3"])
 @pytest.mark.parametrize("smallest", [-1.0, float("nan"), float("inf")])
 def test_a_threshold_that_is_no_volume_is_refused(name, smallest):
-  with pytest.raises(ConfigError, match=f"--{name}={smallest} is not"):
-    Ensemble([make_student()], **{name: smallest})
+  with pytest.raises(ConfigError, match=f"inference.{name} = {smallest}"):
+    Predictor([make_student()], **{name: smallest})

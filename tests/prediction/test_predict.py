@@ -12,7 +12,7 @@ from synthetic import make_case
 
 from kd_jax.data import nifti
 from kd_jax.prediction.predict import Output, predict
-from kd_jax.prediction.predictor import Ensemble, Prepared, overlapped
+from kd_jax.prediction.predictor import Predictor, Prepared, overlapped
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError
 from kd_jax.runtime.terminal import Terminal
 from kd_jax.tasks import labels
@@ -40,10 +40,10 @@ def save(path: Path, data: np.ndarray, affine=None, **codes) -> Path:
   return path
 
 
-class Bright(Ensemble):
+class Bright(Predictor):
   """Calls everything ET that is brighter than the brain: what comes out can be predicted."""
 
-  def predict(self, prepared: Prepared) -> np.ndarray:
+  def probabilities(self, prepared: Prepared) -> np.ndarray:
     et = 1 / (1 + np.exp(-8 * (prepared.images[0].astype(np.float32) - 1.5)))
     return np.stack([1 - et, 0 * et, 0 * et, et])
 
@@ -52,7 +52,7 @@ def said(terminal: Terminal) -> str:
   return terminal.console.file.getvalue()
 
 
-def bright(**settings) -> Ensemble:
+def bright(**settings) -> Predictor:
   return Bright([make_student(**settings)])
 
 
@@ -102,8 +102,8 @@ def test_how_a_scan_is_stored_does_not_matter(tmp_path, terminal):
     )
     (tmp_path / "in").mkdir(exist_ok=True)
     nib.save(image.as_reoriented(turn), tmp_path / "in" / f"{codes}.nii.gz")
-  ensemble = Ensemble([make_student(spacing=2.5)])
-  predict(ensemble, tmp_path / "in", Output(tmp_path / "out", "brats2018"), terminal)
+  predictor = Predictor([make_student(spacing=2.5)])
+  predict(predictor, tmp_path / "in", Output(tmp_path / "out", "brats2018"), terminal)
   masks = [nifti.read(path).data for path in sorted((tmp_path / "out").glob("*.nii.gz"))]
   assert len(masks) == 4 and len(np.unique(masks[0])) > 1
   for mask in masks[1:]:
@@ -122,7 +122,7 @@ def test_resampled_in_and_back(tmp_path, terminal):
 def test_probability_maps(tmp_path, terminal):
   scan = save(tmp_path / "scan.nii.gz", head())
   output = Output(tmp_path / "out", "brats2018", probabilities=True)
-  predict(Ensemble([make_student(spacing=2.5)]), scan, output, terminal)
+  predict(Predictor([make_student(spacing=2.5)]), scan, output, terminal)
   maps = {r: np.asarray(nib.load(output.map("scan", r)).dataobj) for r in labels.REGIONS}
   for region, x in maps.items():
     assert x.dtype == np.float32 and x.min() >= 0 and x.max() <= 1 + 1e-5, region
@@ -133,10 +133,10 @@ def test_probability_maps(tmp_path, terminal):
 def test_several_students_are_averaged(tmp_path):
   students = [make_student(seed, spacing=2.5) for seed in (0, 1)]
   volumes = {"t1ce": nifti.read(save(tmp_path / "scan.nii.gz", head()))}
-  both = Ensemble(students)
+  both = Predictor(students)
   prepared = both.prepare(volumes)
-  single = [Ensemble([student]).predict(prepared) for student in students]
-  np.testing.assert_allclose(both.predict(prepared), np.mean(single, axis=0), atol=1e-5)
+  single = [Predictor([student]).probabilities(prepared) for student in students]
+  np.testing.assert_allclose(both.probabilities(prepared), np.mean(single, axis=0), atol=1e-5)
   assert np.abs(single[0] - single[1]).max() > 0.01
 
 
@@ -181,8 +181,8 @@ def test_masks_of_one_folder_come_from_one_student(tmp_path, terminal, other):
   scan = save(tmp_path / "scan.nii.gz", head())
   predict(bright(), scan, Output(tmp_path / "out", "brats2018"), terminal)
   with pytest.raises(UserError, match="holds masks by another student"):
-    ensemble, output = other(tmp_path / "out")
-    predict(ensemble, scan, output, terminal)
+    predictor, output = other(tmp_path / "out")
+    predict(predictor, scan, output, terminal)
 
 
 def test_an_input_is_never_overwritten(tmp_path, terminal):
@@ -229,10 +229,10 @@ def test_brats_cases_of_any_year(tmp_path, terminal):
 
 
 def test_settings_that_cannot_be():
-  with pytest.raises(ConfigError, match="unknown --window 'half'"):
-    Ensemble([make_student()], mode="half")
-  with pytest.raises(ConfigError, match="--overlap=1"):
-    Ensemble([make_student()], overlap=1.0)
+  with pytest.raises(ConfigError, match=r"inference\.window: unknown value 'half'"):
+    Predictor([make_student()], window="half")
+  with pytest.raises(ConfigError, match=r"inference\.overlap = 1\.0 is not between 0 and 0.95"):
+    Predictor([make_student()], overlap=1.0)
 
 
 # --- The pipeline -----------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_the_pipeline_keeps_order_and_drops_only_what_fails():
 
     return stage
 
-  def finish(job, loaded, result):
+  def finish(job, result):
     fails_at("e")(job)
     finished.append(job.name)
 

@@ -7,13 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.prediction import sliding_window as inference
-from kd_jax.prediction.sliding_window import (
-  PredictSettings,
-  plan,
-  predict,
-  window_starts,
-)
+from kd_jax.prediction import sliding_window
+from kd_jax.prediction.sliding_window import plan, predict, window_starts
+from kd_jax.settings.inference import InferenceSettings
 
 
 def voxelwise(params, x):
@@ -30,19 +26,21 @@ def expected(volume):
   return np.moveaxis(e / e.sum(-1, keepdims=True), -1, 0)
 
 
-SIZES = inference.sizes((16, 16, 16), 5.0, "brain", voxel_bytes=100, memory=16**3 * 100 * 8)
+ALLOWED = sliding_window.shapes(
+  (16, 16, 16), 5.0, "brain", voxel_bytes=100, memory=16**3 * 100 * 8, multiple=8
+)
 SHAPES = [(20, 33, 17), (9, 40, 16), (41, 25, 30)]
 
 
-@pytest.mark.parametrize("mode", inference.MODES)
+@pytest.mark.parametrize("mode", ("sliding", "whole", "auto"))
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 @pytest.mark.parametrize("mirror", [False, True])
 def test_windows_do_not_show(mode, overlap, mirror):
-  """Volumes of several sizes, one smaller than the patch."""
-  settings = PredictSettings(mode, overlap, mirror)
+  """Volumes of several shapes, one smaller than the patch."""
+  settings = InferenceSettings(mode, overlap, mirror)
   for seed, shape in enumerate(SHAPES):
     volume = np.random.default_rng(seed).normal(size=(1, *shape)).astype(np.float32)
-    probabilities = predict([(voxelwise, PARAMS)], volume, SIZES, settings)
+    probabilities = predict([(voxelwise, PARAMS)], volume, ALLOWED, settings)
     assert probabilities.shape == (4, *shape)
     np.testing.assert_allclose(probabilities, expected(volume), atol=1e-5)
 
@@ -55,16 +53,18 @@ def test_one_program_serves_volumes_of_a_usual_size():
     return voxelwise(params, x)
 
   for shape in [(20, 33, 17), (9, 36, 16)]:
-    predict([(network, PARAMS)], np.ones((1, *shape), np.float16), SIZES, PredictSettings())
+    predict([(network, PARAMS)], np.ones((1, *shape), np.float16), ALLOWED, InferenceSettings())
   assert len(set(traced)) == 1 and len(traced) <= 2  # a loop's body may be traced twice
 
 
 def test_members_are_averaged():
   volume = np.random.default_rng(0).normal(size=(1, 20, 20, 20)).astype(np.float32)
   other = {"w": -PARAMS["w"]}
-  one, two = (predict([(voxelwise, p)], volume, SIZES, PredictSettings()) for p in (PARAMS, other))
+  one, two = (
+    predict([(voxelwise, p)], volume, ALLOWED, InferenceSettings()) for p in (PARAMS, other)
+  )
   members = [(voxelwise, PARAMS), (voxelwise, other)]
-  both = predict(members, volume, SIZES, PredictSettings())
+  both = predict(members, volume, ALLOWED, InferenceSettings())
   np.testing.assert_allclose(both, (one + two) / 2, atol=1e-6)
 
 
@@ -75,12 +75,13 @@ def test_mirroring_is_the_mean_over_mirror_images():
     return jnp.roll(voxelwise(params, x), 1, axis=1)
 
   volume = np.random.default_rng(0).normal(size=(1, 16, 16, 16)).astype(np.float32)
-  settings = PredictSettings("whole", mirror=True)
-  mirrored = predict([(shift, PARAMS)], volume, SIZES, settings)
+  settings = InferenceSettings("whole", mirror=True)
+  mirrored = predict([(shift, PARAMS)], volume, ALLOWED, settings)
   flips = [axes for n in range(4) for axes in itertools.combinations((1, 2, 3), n)]
-  plain = PredictSettings("whole")
+  plain = InferenceSettings("whole")
   images = [
-    np.flip(predict([(shift, PARAMS)], np.flip(volume, axes), SIZES, plain), axes) for axes in flips
+    np.flip(predict([(shift, PARAMS)], np.flip(volume, axes), ALLOWED, plain), axes)
+    for axes in flips
   ]
   assert len(images) == 8
   np.testing.assert_allclose(mirrored, np.mean(images, axis=0), atol=1e-6)
@@ -88,14 +89,14 @@ def test_mirroring_is_the_mean_over_mirror_images():
 
 
 def test_what_is_said_of_a_case_does_not_depend_on_others():
-  """Whatever the canvas, a volume smaller than the window lies in its middle, as in training."""
+  """In any padded shape, a volume smaller than the window lies in its middle, as in training."""
   seen = []
 
   def network(params, x):
     jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
     return voxelwise(params, x)
 
-  predict([(network, PARAMS)], np.ones((1, 10, 16, 8)), SIZES, PredictSettings())
+  predict([(network, PARAMS)], np.ones((1, 10, 16, 8)), ALLOWED, InferenceSettings())
   jax.effects_barrier()
   (window,) = seen
   assert window.shape == (1, 16, 16, 16, 1)
@@ -118,32 +119,42 @@ def test_windows_cover_the_volume_and_stay_inside(shape, overlap):
 
 
 def test_whole_windows_have_few_sizes():
-  sizes = inference.sizes((128, 128, 128), 1.0, "brain")
-  whole = PredictSettings("whole")
+  shapes = sliding_window.shapes((128, 128, 128), 1.0, "brain", multiple=8)
+  whole = InferenceSettings("whole")
   for shape in [(140, 175, 140), (133, 171, 150), (80, 100, 152)]:
-    assert plan(shape, sizes, whole).window == (144, 176, 152)
+    assert plan(shape, shapes, whole).window == (144, 176, 152)
   for shape in [(140, 180, 140), (133, 171, 153), (160, 192, 100)]:
-    assert plan(shape, sizes, whole).window == (160, 192, 160)
-  assert plan((165, 180, 20), sizes, whole).window == (192, 192, 24)
-  assert plan((130, 170, 20), sizes, whole).window == (144, 176, 24)
-  assert plan((128,) * 3, inference.sizes((128,) * 3, 1.0, "paper"), whole).window == (128,) * 3
+    assert plan(shape, shapes, whole).window == (160, 192, 160)
+  assert plan((165, 180, 20), shapes, whole).window == (192, 192, 24)
+  assert plan((130, 170, 20), shapes, whole).window == (144, 176, 24)
+  paper = sliding_window.shapes((128,) * 3, 1.0, "paper", multiple=8)
+  assert plan((128,) * 3, paper, whole).window == (128,) * 3
 
 
-def test_sliding_windows_share_one_canvas():
-  sizes = inference.sizes((128, 128, 128), 1.0, "brain")
+@pytest.mark.parametrize("multiple", [4, 16, 32, 64])
+def test_windows_suit_a_network_that_needs_other_multiples(multiple):
+  shapes = sliding_window.shapes((128, 128, 128), 1.0, "brain", multiple=multiple)
+  for shape in [(140, 175, 140), (20, 33, 100), (165, 200, 17), (160, 192, 160)]:
+    window = plan(shape, shapes, InferenceSettings("whole")).window
+    assert all(side % multiple == 0 for side in window)
+    assert all(n <= side for n, side in zip(shape, window, strict=True))
+
+
+def test_sliding_windows_share_one_padded_shape():
+  shapes = sliding_window.shapes((128, 128, 128), 1.0, "brain", multiple=8)
   for shape in [(140, 175, 140), (160, 192, 160), (20, 30, 40)]:
-    assert plan(shape, sizes, PredictSettings()).canvas == (160, 192, 160)
+    assert plan(shape, shapes, InferenceSettings()).padded == (160, 192, 160)
 
 
 def test_auto_is_whole_where_memory_allows():
-  auto = PredictSettings("auto")
+  auto = InferenceSettings("auto")
   for memory, whole in [(None, False), (1e9, False), (1e10, True)]:
-    sizes = inference.sizes((128, 128, 128), 1.0, "brain", 2000.0, memory)
-    window = plan((140, 180, 140), sizes, auto).window
+    shapes = sliding_window.shapes((128, 128, 128), 1.0, "brain", 2000.0, memory, multiple=8)
+    window = plan((140, 180, 140), shapes, auto).window
     assert window == ((160, 192, 160) if whole else (128, 128, 128))
 
 
 def test_the_middle_of_a_window_counts_most():
-  weight = inference._gaussian((16, 16, 8))
+  weight = sliding_window._gaussian((16, 16, 8))
   assert weight.shape == (16, 16, 8) and weight.min() > 0
   assert weight[8, 8, 4] == weight.max() > 10 * weight[0, 8, 4]

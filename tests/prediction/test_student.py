@@ -1,5 +1,6 @@
 """Students: exported, read back, damaged, imported from PyTorch."""
 
+import dataclasses
 import hashlib
 import json
 import zlib
@@ -12,7 +13,8 @@ import safetensors.numpy
 from students import make_student
 
 from kd_jax.prediction import import_torch
-from kd_jax.prediction.student import Architecture, Preparation
+from kd_jax.prediction.predictor import Predictor, Prepared
+from kd_jax.prediction.student import Architecture, Preparation, Student
 from kd_jax.prediction.student_directory import export
 from kd_jax.runs.students import open_student, open_students
 from kd_jax.runtime.errors import ConfigError, UserError
@@ -29,7 +31,7 @@ def shared(tmp_path) -> Path:
 def test_what_is_exported_comes_back(shared):
   student, back = make_student(), open_student(shared)
   assert back.digest() == student.digest()
-  for field in ("name", "architecture", "preparation", "predict", "training", "scores"):
+  for field in ("name", "architecture", "preparation", "inference", "training", "scores"):
     assert getattr(back, field) == getattr(student, field)
   assert sorted(p.name for p in shared.iterdir()) == [
     "model.json",
@@ -65,12 +67,14 @@ def edit(shared: Path, change) -> None:
     (lambda m: m.update(format=99), "format 99"),
     (lambda m: m.pop("architecture"), "damaged or was edited"),
     (lambda m: m["architecture"].update(filters=[4, 4]), "expected 4 values"),
+    (lambda m: m["architecture"].update(network="resenc"), "does not fit its network"),
+    (lambda m: m["architecture"].pop("network"), "damaged or was edited"),
     (lambda m: m["architecture"].update(attention="gone"), "damaged or was edited"),
-    (lambda m: m["architecture"].update(network="Other"), "does not know"),
+    (lambda m: m["architecture"].update(network="Other"), "unknown value 'Other'; known: resunet"),
     (lambda m: m["architecture"].update(filters=[4, 4, 8, 16]), "does not fit its network"),
     (lambda m: m["preparation"].update(spacing=-1.0), "damaged or was edited"),
-    (lambda m: m["preparation"].update(grid="sphere"), "unknown grid"),
-    (lambda m: m["predict"].update(mode="guess"), "damaged or was edited"),
+    (lambda m: m["preparation"].update(grid="sphere"), "preparation.grid: unknown value 'sphere'"),
+    (lambda m: m["inference"].update(window="guess"), "damaged or was edited"),
     (lambda m: m["weights"].update(sha256="0"), "checksum"),
     (lambda m: m["weights"].update(file="../../secret"), None),
   ],
@@ -82,6 +86,58 @@ def test_an_edited_model_is_named(shared, change, message):
   else:
     with pytest.raises(UserError, match=message):
       open_student(shared)
+
+
+def test_students_of_before_there_was_a_choice_of_networks_are_read(shared):
+  def as_it_was(model):
+    del model["architecture"]["network"]
+    model["architecture"] = {"network": "ResUNet", **model["architecture"]}
+
+  edit(shared, as_it_was)
+  back = open_student(shared)
+  assert back.architecture == make_student().architecture
+  assert (back.architecture.network, back.digest()) == ("resunet", make_student().digest())
+
+
+def residual_student() -> Student:
+  """Of another network than make_student's, with another number of filters; the same input."""
+  architecture = Architecture(("t1ce",), (4, 6, 8), "channel", "resenc")
+  params = architecture.framework().init(jax.random.key(0))["student"]
+  assert params.pop("side_heads")
+  params = jax.tree.map(np.asarray, params)
+  return dataclasses.replace(make_student(), architecture=architecture, params=params)
+
+
+def test_a_student_of_another_network_is_exported_and_averaged_with_others(tmp_path, shared):
+  student = residual_student()
+  export(student, tmp_path / "residual")
+  model = json.loads((tmp_path / "residual" / "model.json").read_text())
+  assert model["architecture"] == {
+    "modalities": ["t1ce"],
+    "filters": [4, 6, 8],
+    "attention": "channel",
+    "network": "resenc",
+  }
+  back, other = open_students(f"{tmp_path / 'residual'},{shared}")
+  assert (back.architecture, back.digest()) == (student.architecture, student.digest())
+
+  image = np.random.default_rng(0).standard_normal((1, 15, 12, 16)).astype(np.float32)
+  prepared = Prepared(image, None, None)
+  each = [Predictor([one]).probabilities(prepared) for one in (back, other)]
+  both = Predictor([back, other]).probabilities(prepared)
+  np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-4)
+  # A window of the whole volume suits both; of three stages, multiples of 4 are enough.
+  assert Predictor([back], window="whole").window(prepared) == (16, 12, 16)
+  assert Predictor([back, other], window="whole").window(prepared) == (16, 16, 16)
+
+
+def test_a_student_s_patch_suits_its_network(tmp_path):
+  export(residual_student(), tmp_path / "residual")  # of three stages: multiples of 4
+  edit(tmp_path / "residual", lambda m: m["preparation"].update(patch=[20, 16, 16]))
+  assert open_student(tmp_path / "residual").preparation.patch == (20, 16, 16)
+  edit(tmp_path / "residual", lambda m: m["preparation"].update(patch=[18, 16, 16]))
+  with pytest.raises(UserError, match="multiple of 4"):
+    open_student(tmp_path / "residual")
 
 
 def test_damaged_files_are_named(shared):
@@ -130,7 +186,7 @@ def test_students_that_read_different_inputs_are_not_averaged(tmp_path):
 
 
 def golden_parameters() -> dict[str, np.ndarray]:
-  """The student of a golden case, by METHOD's rule for parameters."""
+  """The student of a golden case, from its parameters' names (docs/method.md, "Golden cases")."""
   shapes = json.loads((GOLDEN / "t1ce_kd.json").read_text())["parameter_shapes"]["student"]
   arrays = {}
   for name, shape in shapes.items():

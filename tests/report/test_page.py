@@ -19,6 +19,7 @@ from kd_jax.report.slices import to_png
 
 REGIONS = ("WT", "TC", "ET")
 HOSTILE = "<script>window.hacked = 1</script>\"quoted\" & 'single' $title <img src=x onerror=a()>"
+JINJA = "{{ 7*7 }}{% raw %}{% for %}{{ nowhere }}{# gone #}{{ '<b>' | safe }}"
 
 
 def scores(n: int, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -176,32 +177,33 @@ def test_pages_of_any_number_of_cases_are_well_formed_and_load_nothing(n):
   assert ("<image" in page) == (n > 500) and len(page) < 100_000 + 2_000 * n + 300_000
 
 
-def test_names_and_texts_are_escaped():
+@pytest.mark.parametrize("hostile", [HOSTILE, JINJA], ids=("html", "jinja"))
+def test_names_and_texts_are_escaped(hostile):
   # With figures: names stand in them too.
   full = report(4)
-  values = {HOSTILE: full.scores["case000"], **full.scores}
+  values = {hostile: full.scores["case000"], **full.scores}
   summary = full.summary | {
-    "title": HOSTILE,
-    "created": HOSTILE,
-    "notes": [HOSTILE],
-    "failed": {HOSTILE + "2": HOSTILE},
-    "excluded": {HOSTILE: HOSTILE},
-    "students": [{"name": HOSTILE, "modalities": [HOSTILE]}],
-    "data": {"root": HOSTILE, "split": HOSTILE, "fold": HOSTILE},
-    "settings": {HOSTILE: {HOSTILE: HOSTILE}},
-    "rules": {HOSTILE: HOSTILE},
-    "regions": {r: {HOSTILE: {"mean": 1}} for r in REGIONS},
+    "title": hostile,
+    "created": hostile,
+    "notes": [hostile],
+    "failed": {hostile + "2": hostile},
+    "excluded": {hostile: hostile},
+    "students": [{"name": hostile, "modalities": [hostile]}],
+    "data": {"root": hostile, "split": hostile, "fold": hostile},
+    "settings": {hostile: {hostile: hostile}},
+    "rules": {hostile: hostile},
+    "regions": {r: {hostile: {"mean": 1}} for r in REGIONS},
   }
-  runs = {HOSTILE: [{"step": 1, f"train/loss/teacher/{HOSTILE}": 1.0}]}
+  runs = {hostile: [{"step": 1, f"train/loss/teacher/{hostile}": 1.0}]}
   pictures = dict.fromkeys(values, b"png")
-  links = {HOSTILE: "javascript:alert(1)", "case000": 'x" onclick="alert(1)'}
+  links = {hostile: "javascript:alert(1)", "case000": 'x" onclick="alert(1)'}
   page = render(Report(summary, values, pictures, runs, links))
   parsed = Parsed(page)
   tags = [tag for tag, _ in parsed.tags]
   assert tags.count("script") == 1 and tags.count("img") == 5
   assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
   assert "./javascript%3Aalert%281%29" in parsed.targets  # a path beside the page, not a script
-  assert parsed.text.count(HOSTILE) >= 12
+  assert parsed.text.count(hostile) >= 12
 
 
 @pytest.mark.parametrize("key", [*report(2).summary, None])

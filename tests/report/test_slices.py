@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax.report.slices import (
-  COLOURS,
-  ERRORS,
-  error_panel,
-  panel,
-  to_png,
-)
+from kd_jax.report.slices import COLOURS, ERRORS, error_panel, panel, to_png
 
 SHAPE = (20, 30, 5)  # (D, H, W)
 MARGIN = 4

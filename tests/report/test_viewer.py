@@ -148,10 +148,10 @@ def test_the_page_asks_for_no_other_file(tmp_path, no_script):
 
 
 def test_text_from_outside_stays_text(tmp_path, no_script):
-  title = '</title><script>alert(1)</script>&"{{CASE}}'
+  title = '</title><script>alert(1)</script>&"{{CASE}}{% raw %}'
   text = written(tmp_path, title).read_text()
   assert "<script>alert" not in text
-  escaped = "&lt;/title&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;&quot;{{CASE}}"
+  escaped = "&lt;/title&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;&#34;{{CASE}}{% raw %}"
   assert f"<h1>{escaped}</h1>" in text and f"<title>{escaped}</title>" in text
   assert 'x = "<\\/script><\\!--";' in text  # of the script, which may hold these too
 

@@ -6,7 +6,7 @@ import pytest
 from students import make_student
 from synthetic import LARGE, make_case
 
-from kd_jax.prediction.predictor import Ensemble
+from kd_jax.prediction.predictor import Predictor
 from kd_jax.report import viewer
 from kd_jax.report.visualize import visualize
 from kd_jax.runtime.errors import UserError
@@ -15,8 +15,8 @@ from kd_jax.runtime.errors import UserError
 def test_scan_prediction_truth_and_page(tmp_path, terminal, monkeypatch):
   monkeypatch.setattr(viewer, "niivue", lambda: ("/* a script */", "0"))
   case = make_case(tmp_path / "case1", affine=LARGE)
-  ensemble = Ensemble([make_student(spacing=3.0)])
-  visualize(ensemble, case, "brats2023", tmp_path / "out", terminal)
+  predictor = Predictor([make_student(spacing=3.0)])
+  visualize(predictor, case, "brats2023", tmp_path / "out", terminal)
   folder = tmp_path / "out" / "case1"
   scan = nib.load(case / "case1_t1ce.nii.gz")
   for name in ("scan", "prediction", "truth"):
@@ -33,7 +33,7 @@ def test_without_a_truth(tmp_path, terminal, monkeypatch):
   monkeypatch.setattr(viewer, "niivue", lambda: ("/* a script */", "0"))
   case = make_case(tmp_path / "case1", affine=LARGE)
   (case / "case1_seg.nii.gz").unlink()
-  visualize(Ensemble([make_student(spacing=3.0)]), case, "brats2018", tmp_path / "out", terminal)
+  visualize(Predictor([make_student(spacing=3.0)]), case, "brats2018", tmp_path / "out", terminal)
   assert not (tmp_path / "out" / "case1" / "truth.nii.gz").exists()
   assert (tmp_path / "out" / "case1" / "view.html").exists()
 
@@ -45,7 +45,7 @@ def test_a_bad_case_does_not_stop_the_others(tmp_path, terminal, monkeypatch):
   (tmp_path / "in" / "case1" / "case1_t1ce.nii.gz").write_bytes(b"broken")
   with pytest.raises(UserError, match="case1"):
     visualize(
-      Ensemble([make_student(spacing=3.0)]), tmp_path / "in", "brats2018", tmp_path / "o", terminal
+      Predictor([make_student(spacing=3.0)]), tmp_path / "in", "brats2018", tmp_path / "o", terminal
     )
   assert (tmp_path / "o" / "case2" / "view.html").exists()
 
@@ -56,5 +56,5 @@ def test_the_missing_package_is_told_before_the_work(tmp_path, terminal, monkeyp
 
   monkeypatch.setattr(viewer, "niivue", missing)
   with pytest.raises(UserError, match="pip install"):
-    visualize(Ensemble([make_student()]), tmp_path, "brats2018", tmp_path / "o", terminal)
+    visualize(Predictor([make_student()]), tmp_path, "brats2018", tmp_path / "o", terminal)
   assert not (tmp_path / "o").exists()

@@ -13,14 +13,15 @@ from kd_jax.runs import checkpoints as checkpoint
 from kd_jax.runs.checkpoints import Checkpoints, set_aside_damaged
 from kd_jax.runtime import checksums
 from kd_jax.runtime.errors import UserError
-from kd_jax.training.step import TrainState
+from kd_jax.training.state import TrainState, from_items, to_items
 
 DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def state_of(step):
-  params = {"cohort": {"w": jnp.full(9, 2.0 + step)}, "student": {"w": jnp.arange(5000.0) + step}}
-  return TrainState(
+  """The items of a state."""
+  params = {"teachers": {"w": jnp.full(9, 2.0 + step)}, "student": {"w": jnp.arange(5000.0) + step}}
+  state = TrainState(
     step=jnp.int32(step),
     params=params,
     opt_state={"student": {"mu": jnp.full(3, 0.5)}},
@@ -28,6 +29,7 @@ def state_of(step):
     lr_scale={"student": jnp.ones(())},
     ema=jax.tree.map(jnp.copy, params["student"]),
   )
+  return to_items(state)
 
 
 @pytest.fixture
@@ -60,10 +62,11 @@ def no_word(text):
 def test_a_checkpoint_comes_back_as_it_was_saved(workdir):
   set_aside_damaged(workdir, no_word)
   checkpoints = Checkpoints(workdir)
-  state, notes = checkpoints.restore(5, jax.eval_shape(lambda: state_of(0)), DEVICE)
+  items, notes = checkpoints.restore(5, jax.eval_shape(lambda: state_of(0)), DEVICE)
   assert notes == {"best": 5} and checkpoints.best_step() == 3
+  state, saved = from_items(items), from_items(state_of(5))
   for field in dataclasses.fields(TrainState):
-    expected = jax.tree.leaves(getattr(state_of(5), field.name))
+    expected = jax.tree.leaves(getattr(saved, field.name))
     actual = jax.tree.leaves(getattr(state, field.name))
     for x, y in zip(actual, expected, strict=True):
       np.testing.assert_array_equal(x, y)
@@ -100,8 +103,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(workdir, h
   assert (workdir / "damaged-checkpoint-8" / "networks").is_dir()
   checkpoints = Checkpoints(workdir)
   assert checkpoints.steps() == [3, 5]
-  state, _ = checkpoints.restore(5, jax.eval_shape(lambda: state_of(0)), DEVICE)
-  assert int(state.step) == 5
+  items, _ = checkpoints.restore(5, jax.eval_shape(lambda: state_of(0)), DEVICE)
+  assert int(items.training["step"]) == 5
   checkpoints.save(8, state_of(8), {})  # done again
   checkpoints.wait()
   assert checkpoints.steps()[-1] == 8
@@ -128,15 +131,15 @@ def test_a_checkpoint_from_before_there_were_checksums_is_used(workdir):
 
 
 def test_prediction_refuses_a_damaged_checkpoint_and_says_what_to_do(workdir):
-  abstract = jax.eval_shape(lambda: state_of(0))
   checkpoints = Checkpoints(workdir, read_only=True)
-  assert checkpoints.restore_networks(3, abstract).params["student"]["w"][0] == 3
+  student, averaged = checkpoints.restore_student(3)
+  assert averaged and student["w"][0] == 3 and len(student["w"]) == 5000
   flip(files(workdir, 3)[0])
   with pytest.raises(UserError, match=r"step 3 in .* is damaged.*move .* elsewhere"):
-    checkpoints.restore_networks(3, abstract)
+    checkpoints.restore_student(3)
 
 
-@pytest.mark.parametrize("when", ["restore_networks", "notes"])
+@pytest.mark.parametrize("when", ["restore_student", "notes"])
 def test_a_best_checkpoint_that_is_replaced_while_it_is_read(workdir, monkeypatch, when):
   """A run that goes on may find a better one, and removes the one that was the best."""
   real, looked_at = getattr(Checkpoints, when), []
@@ -148,12 +151,12 @@ def test_a_best_checkpoint_that_is_replaced_while_it_is_read(workdir, monkeypatc
     return real(self, step, *args)
 
   monkeypatch.setattr(Checkpoints, when, removed_first)
-  best = checkpoint.read_best(workdir, jax.eval_shape(lambda: state_of(0)))
+  best = checkpoint.read_best(workdir)
   assert looked_at == [3, 8] and (best.step, best.notes, best.score) == (8, {"best": 8}, 0.2)
-  assert best.networks.params["student"]["w"][0] == 8
+  assert best.student["w"][0] == 8
 
 
 def test_a_best_checkpoint_that_is_damaged_is_an_error(workdir):
   flip(files(workdir, 3)[0])
   with pytest.raises(UserError, match=r"step 3 in .* is damaged"):
-    checkpoint.read_best(workdir, jax.eval_shape(lambda: state_of(0)))
+    checkpoint.read_best(workdir)

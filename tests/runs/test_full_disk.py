@@ -10,13 +10,15 @@ from small_disk import fill, read_only, small_disk
 from synthetic import make_case
 from test_checkpoints import DEVICE, state_of
 
-from kd_jax.data.cache import CacheSettings, prepare, verify_entry
+from kd_jax.data.cache import prepare
 from kd_jax.data.cases import find_cases
+from kd_jax.data.entry import verify_entry
 from kd_jax.runs.checkpoints import Checkpoints, set_aside_damaged
 from kd_jax.runs.log import RunLog, read_numbers
 from kd_jax.runtime import lock
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.files import write_text
+from kd_jax.settings.data import CacheSettings
 
 
 @pytest.mark.parametrize("leave", [0, 40_000])
@@ -37,8 +39,8 @@ def test_a_checkpoint(tmp_path, leave):
     set_aside_damaged(disk, pytest.fail)
     checkpoints = Checkpoints(disk)
     assert checkpoints.steps() == [3]
-    state, notes = checkpoints.restore(3, jax.eval_shape(lambda: state_of(0)), DEVICE)
-    assert int(state.step) == 3 and notes == {"best": 3}
+    items, notes = checkpoints.restore(3, jax.eval_shape(lambda: state_of(0)), DEVICE)
+    assert int(items.training["step"]) == 3 and notes == {"best": 3}
     checkpoints.save(5, state_of(5), {}, 0.6)
     checkpoints.close()
     left = {path.name for path in (disk / "checkpoints").iterdir()}
@@ -115,4 +117,4 @@ def test_a_read_only_place(tmp_path, terminal):
       with pytest.raises(UserError, match=f"{message}.*: Read-only file system"):
         act()
     reader = Checkpoints(disk, read_only=True)  # for prediction it is good enough
-    assert reader.restore_networks(3, jax.eval_shape(lambda: state_of(0))).params
+    assert reader.restore_student(3)[0]

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from kd_jax.report.slices import panel
 from kd_jax.runs.log import RunLog
 from kd_jax.runtime.terminal import Terminal, duration, table
-from kd_jax.training.metric_averages import Window
+from kd_jax.training.metric_averages import MetricAverages
 
 
 def test_scalars_reach_tensorboard_and_json(tmp_path, terminal):
@@ -79,7 +79,7 @@ def test_durations(seconds, text):
 
 
 def test_a_window_means_its_steps_and_finds_the_first_bad_number():
-  window = Window()
+  window = MetricAverages()
   window.add(1, {"loss/student": np.float32(1), "dice/student/WT": np.float32(0)})
   window.add(2, {"loss/student": np.float32(3), "dice/student/WT": np.float32(1)})
   values = window.close(batch=2)
@@ -87,7 +87,7 @@ def test_a_window_means_its_steps_and_finds_the_first_bad_number():
   assert values.means["loss/student"] == 2 and values.means["dice/student/WT"] == 0.5
   assert values.means["samples_per_second"] == pytest.approx(2 / values.means["seconds_per_step"])
 
-  window = Window()
+  window = MetricAverages()
   window.add(7, {"loss/student": np.float32(1), "grad_norm/student": np.float32(1)})
   bad = {"loss/student": np.nan, "loss/kd/t2": np.inf, "grad_norm/student": np.nan}
   window.add(8, {name: np.float32(x) for name, x in bad.items()})
@@ -95,13 +95,13 @@ def test_a_window_means_its_steps_and_finds_the_first_bad_number():
 
 
 def test_a_skipped_step_is_named_and_spoils_no_mean():
-  window = Window()
+  window = MetricAverages()
   for step, loss, skipped in ((1, 1.0, 0), (2, np.nan, 1), (3, 3.0, 0)):
     window.add(step, {"loss/student": np.float32(loss), "skipped": np.float32(skipped)})
   values = window.close(batch=1)
   assert values.means["loss/student"] == 2
   assert [bad[:2] for bad in values.non_finite] == [(2, "loss/student")]
-  window = Window()
+  window = MetricAverages()
   window.add(4, {"loss/student": np.float32(np.nan), "skipped": np.float32(1)})
   assert np.isnan(window.close(batch=1).means["loss/student"])
 

@@ -10,17 +10,14 @@ import sys
 
 import pytest
 
-from configs import quickstart
 from kd_jax.runtime import lock
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.terminal import Terminal
-from kd_jax.settings import config as config_lib
+from kd_jax.settings import presets
 from kd_jax.training.train import train
 
 HOLD = """
 import pathlib, sys, time
-from configs import quickstart
-from kd_jax.settings import config as config_lib
 from kd_jax.runtime import lock
 with lock.held(pathlib.Path(sys.argv[1]), print):
   print("held", flush=True)
@@ -100,8 +97,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 def test_training_holds_its_directory(tmp_path, holder):
   """Before it reads or writes anything."""
-  config = quickstart.get_config()
-  config.data.batch = 8  # as many as there are devices
+  settings = presets.settings("quickstart", {"data.batch": 8})  # as many as there are devices
   with pytest.raises(UserError, match="another run works in"):
-    train(config_lib.to_dict(config), tmp_path, Terminal())
+    train(settings, tmp_path, Terminal())
   assert [path.name for path in tmp_path.iterdir()] == [lock.LOCK_FILE]

@@ -1,105 +1,125 @@
-"""Configurations: all variants are valid, and what is wrong is named."""
+"""Settings: all presets are valid, and what is wrong is named."""
 
 import dataclasses
 import importlib
 import itertools
 import json
+import typing
+from pathlib import Path
 
 import pytest
 
-from configs import common
-from kd_jax.method.objective import LossSettings
 from kd_jax.runtime.errors import ConfigError
-from kd_jax.settings import config as config_lib
+from kd_jax.settings import presets, record, run, schema
+from kd_jax.settings.data import DataSettings
+from kd_jax.settings.inference import BY_VALIDATION, InferenceSettings
+from kd_jax.settings.method import LossSettings
+from kd_jax.tasks import labels, names
 
-NAMES = ("brats18", "brats19", "brats20", "brats21", "brats23", "quickstart")
+ROOT = Path(__file__).parents[2]
+NAMES = tuple(path.stem for path in sorted((ROOT / "configs").glob("*.py")))
 
 
-def get(name: str, arg: str = ""):
-  return importlib.import_module(f"configs.{name}").get_config(arg)
+def plain(preset: str) -> dict:
+  return run.to_dict(presets.settings(preset))
+
+
+def test_every_preset_has_a_configuration_file():
+  assert set(NAMES) == set(presets.DATASETS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_parses_and_survives_json(name):
-  config = get(name)
-  typed = config_lib.parse(config)
-  assert typed.name == name
-  assert config_lib.parse(json.loads(json.dumps(config_lib.to_dict(config)))) == typed
+  config = importlib.import_module(f"configs.{name}").get_config("t1")
+  settings = run.parse(config)
+  assert settings.name == f"{name}-t1" and settings == presets.settings(f"{name}:t1")
+  assert run.parse(json.loads(json.dumps(run.to_dict(settings)))) == settings
 
 
-@pytest.mark.parametrize("arg", [*common.VARIANTS, "paper,t1,two_level,cbam", "student_only,cbam"])
-def test_every_variant_parses(arg):
-  typed = config_lib.parse(get("brats21", arg))
-  assert typed.name == "brats21-" + "-".join(arg.split(","))
+@pytest.mark.parametrize(
+  "variants", [*presets.VARIANTS, "paper,t1,two_level,cbam", "student_only,cbam"]
+)
+def test_every_variant_parses(variants):
+  settings = presets.settings(f"brats21:{variants}")
+  assert settings.name == "brats21-" + "-".join(variants.split(","))
 
 
 def test_the_order_of_variants_does_not_matter():
   for one, other in itertools.combinations(("paper", "t1", "two_level"), 2):
-    a, b = (config_lib.to_dict(get("brats21", arg)) for arg in (f"{one},{other}", f"{other},{one}"))
-    assert set(config_lib.differences(a, b)) == {"name"}
+    a, b = (presets.settings(f"brats21:{v}") for v in (f"{one},{other}", f"{other},{one}"))
+    assert set(record.differences(a, b)) == {"name"}
+
+
+def test_the_defaults_are_the_default_recipe():
+  settings = presets.settings("brats21")
+  assert settings == run.Settings(name="brats21", data=DataSettings(root="data/BraTS2021"))
+  assert settings.loss == LossSettings()
 
 
 def test_the_paper_s_numbers():
-  """METHOD §2 and §3."""
-  typed = config_lib.parse(get("brats21", "paper,two_level"))
-  assert (typed.optim.student.learning_rate, typed.optim.student.beta1) == (4e-6, 0.95)
-  assert (typed.optim.cohort.learning_rate, typed.optim.cohort.beta1) == (1e-4, 0.9)
-  assert typed.optim.student.schedule == "plateau"
-  assert (typed.loss.dice_reduction, typed.loss.kd_reduction) == ("slice", "voxel_sum")
-  assert (typed.loss.targets, typed.loss.temperature, typed.loss.supervised) == (
-    "classes",
-    20,
-    0.75,
-  )
-  assert not any(typed.loss.deep_supervision.values())
-  assert typed.model.teachers == {name: (name,) for name in ("flair", "t2", "t1")}
-  assert (typed.loss.temperature, typed.loss.supervised) == (20.0, 0.75)
-  assert typed.loss.cooperative == {"level1": 0.08, "level2": 0.05}
-  side = typed.loss.side["level2"]
+  """docs/method.md, "Objective"."""
+  settings = presets.settings("brats21:paper,two_level")
+  optim, loss = settings.optim, settings.loss
+  assert (optim.student.learning_rate, optim.student.beta1) == (4e-6, 0.95)
+  assert (optim.teachers.learning_rate, optim.teachers.beta1) == (1e-4, 0.9)
+  assert optim.student.schedule == "plateau"
+  assert (loss.dice_reduction, loss.kd_reduction) == ("slice", "voxel_sum")
+  assert (loss.targets, loss.temperature, loss.supervised) == ("classes", 20, 0.75)
+  assert not any(loss.deep_supervision.values())
+  assert settings.model.teachers == {name: (name,) for name in ("flair", "t2", "t1")}
+  assert loss.cooperative == {"level1": 0.08, "level2": 0.05}
+  side = loss.side["level2"]
   assert (side.total, side.supervised, side.kd) == (0.03, 0.6, 0.4)
-  assert (typed.confidence.total, typed.confidence.score) == (0.15, "slice_dice")
-  assert (typed.confidence.update, typed.data.batch, typed.train.epochs) == ("epoch", 1, 25)
-  assert (typed.data.folds, typed.data.folds_seed) == (5, 20)
-  assert not typed.augment.any
-  assert typed.model.filters == (32, 64, 128, 256) and typed.model.fusion_levels == 2
+  assert (settings.confidence.total, settings.confidence.score) == (0.15, "slice_dice")
+  assert (settings.confidence.update, settings.data.batch) == ("epoch", 1)
+  assert (settings.train.epochs, settings.data.folds, settings.data.folds_seed) == (25, 5, 20)
+  assert not settings.augment.any
+  assert settings.model.filters == (32, 64, 128, 256) and settings.model.fusion_levels == 2
 
 
 @pytest.mark.parametrize("name", ["flip", "spatial", "intensity", "artefact"])
 def test_each_probability_alone_asks_for_augmentation(name):
-  none = config_lib.parse(get("brats21", "paper")).augment
+  none = presets.settings("brats21:paper").augment
   assert dataclasses.replace(none, **{name: 0.1}).any
 
 
-def test_the_t1_student_hears_t1ce_and_is_scored_on_two_regions():
-  typed = config_lib.parse(get("brats21", "mtcm_kd,t1"))
-  assert typed.model.student == ("t1",)
-  assert typed.model.teachers == {"flair": ("flair",), "t2": ("t2",), "t1ce": ("t1ce",)}
-  assert typed.confidence.regions == ("WT", "TC")
+def test_the_t1_student_learns_from_t1ce_and_is_scored_on_two_regions():
+  settings = presets.settings("brats21:mtcm_kd,t1")
+  assert settings.model.student == ("t1",)
+  assert settings.model.teachers == {"flair": ("flair",), "t2": ("t2",), "t1ce": ("t1ce",)}
+  assert settings.confidence.regions == ("WT", "TC")
 
 
-def test_the_published_terms_are_the_settings_defaults():
-  typed = config_lib.parse(get("brats21", "mtcm_kd"))
-  assert typed.loss == LossSettings()
-  assert typed.model.teachers == {name: (name,) for name in ("flair", "t2", "t1")}
+def test_published_presets_state_every_published_value():
+  """Whatever the defaults become, the published method stays as it is; a weight of 0 is no term."""
+  for preset in ("mtcm_kd", "paper"):
+    stated = presets.VARIANTS[preset].overrides
+    for setting in schema.walk(LossSettings, prefix="loss."):
+      assert setting.name in stated or setting.default == 0.0, setting.name
 
 
 def test_teachers_see_what_the_student_sees():
-  typed = config_lib.parse(get("brats21", "plus_all"))
-  assert typed.model.teachers == {
+  settings = presets.settings("brats21:plus_all")
+  assert settings.model.teachers == {
     "flair": ("flair", "t1ce"),
     "t2": ("t2", "t1ce"),
     "t1": ("t1", "t1ce"),
     "all": ("flair", "t1", "t1ce", "t2"),
   }
-  typed = config_lib.parse(get("brats21", "t1"))
-  assert typed.model.teachers["t1ce"] == ("t1ce", "t1")
+  assert presets.settings("brats21:t1").model.teachers["t1ce"] == ("t1ce", "t1")
 
 
-def test_unknown_and_contradicting_variants():
-  with pytest.raises(ConfigError, match=r"unknown variant 'papr'; known: paper, .*from_all"):
-    get("brats21", "papr")
+def test_unknown_and_contradicting_presets():
+  with pytest.raises(ConfigError, match=r"unknown variant 'papr'; did you mean 'paper'\? known: "):
+    presets.settings("brats21:papr")
+  with pytest.raises(ConfigError, match="unknown preset 'brats22'; did you mean 'brats2"):
+    presets.settings("brats22")
   with pytest.raises(ConfigError, match="student_only and from_t2"):
-    get("brats21", "student_only,from_t2")
+    presets.settings("brats21:student_only,from_t2")
+  with pytest.raises(ConfigError, match=r"unknown setting 'data\.fol'; did you mean 'fold'"):
+    presets.settings("brats21", {"data.fol": 1})
+  with pytest.raises(ConfigError, match="unknown setting 'dta'"):
+    presets.settings("brats21", {"dta.fold": 1})
 
 
 @pytest.mark.parametrize(
@@ -107,8 +127,8 @@ def test_unknown_and_contradicting_variants():
   [
     ("data.patch", (100, 128, 128), "multiple"),
     ("data.patch", (128, 128), "expected 3 values"),
-    ("data.tumour", 1.5, "between 0 and 1"),
-    ("data.tumour", float("nan"), "between"),
+    ("data.foreground_oversampling", 1.5, "between 0 and 1"),
+    ("data.foreground_oversampling", float("nan"), "between"),
     ("data.batch", 0, "data.batch"),
     ("data.labels", "brats1999", "brats2018"),
     ("data.normalise", "max", "zscore"),
@@ -124,26 +144,39 @@ def test_unknown_and_contradicting_variants():
     ("loss.targets", "organs", "regions"),
     ("loss.kd_where", "skull", "brain"),
     ("loss.prototype", -1.0, "loss.prototype"),
-    ("loss.deep_supervision", {"level1": 0.1}, "deep_supervision.level2 is missing"),
-    ("loss.deep_supervision", {"level1": 0.1, "level2": 0.1, "level3": 1.0}, "level1"),
+    ("loss.deep_supervision", {"level1": 0.1, "level2": 0.1, "level9": 1.0}, "level1"),
     ("confidence", {"by": "voxel"}, "kd_targets"),
     ("loss.kd_regions", ("AT",), "WT"),
     ("loss.kd_targets", "classes", 'kd_targets = "regions"'),
     ("loss.kd_regions", ("WT", "TC", "WT"), "twice"),
-    ("loss.kd_regions", (), "WT"),
+    ("loss.kd_regions", (), "one region at least"),
     ("confidence.by", "patient", "voxel"),
     ("confidence", {"by": "voxel", "above_student": True}, "above_student"),
-    ("model.teacher_side_heads", 3, "teacher_side_heads"),
-    ("optim.cohort.algorithm", "lion", "adamw"),
+    ("model.teacher_side_heads", 9, "teacher_side_heads"),
+    ("optim.teachers.algorithm", "lion", "adamw"),
     ("confidence.regions", ("AT",), "WT"),
     ("confidence.score", "dice", "soft_dice"),
     ("optim.student.schedule", "cosine", "warmup_cosine"),
     ("optim.student.learning_rate", -1.0, "learning_rate"),
     ("optim.ema_decay", 1.0, "ema_decay"),
-    ("predict.mode", "tiles", "sliding"),
-    ("predict.smallest_et", -2.0, "smallest_et"),
-    ("predict.smallest_et", float("nan"), "smallest_et"),
-    ("predict.smallest_island", -2.0, "smallest_island"),
+    ("inference.window", "tiles", "sliding"),
+    ("inference.min_et_mm3", -2.0, "min_et_mm3"),
+    ("inference.min_et_mm3", float("nan"), "min_et_mm3"),
+    ("inference.min_component_mm3", -2.0, "min_component_mm3"),
+    ("model.network", "unet", "resenc"),
+    ("model.teacher_network", "unet", "same, resunet"),
+    ("model.filters", (8, 16, 32), "expected 4 values for the network resunet"),
+    ("model", {"network": "resenc", "attention": "cbam"}, "resenc has no such gates"),
+    ("model", {"teacher_network": "resenc", "attention": "cbam"}, "resenc has no such gates"),
+    ("model", {"network": "resenc", "filters": (8, 8)}, "expected 3 to 7 values"),
+    ("model", {"teacher_network": "resenc", "filters": (8,) * 5}, "4 values .* resunet"),
+    ("model", {"network": "resenc", "filters": (8,) * 3, "fusion_levels": 2}, "fusion_levels"),
+    ("model", {"network": "resenc", "filters": (8,) * 3, "teacher_side_heads": 2}, "side_heads"),
+    (
+      "model",
+      {"network": "resenc", "filters": (8,) * 6, "teacher_side_heads": 3},
+      "deep_supervision.level3 is missing",
+    ),
     ("train.epochs", 0, "train.epochs"),
     ("train.accumulate", 3, "does not divide data.batch = 2"),
     ("train.remat", "blocks", "norms"),
@@ -155,50 +188,106 @@ def test_unknown_and_contradicting_variants():
     ("augment.lowres", 0.0, "augment.lowres"),
   ],
 )
-def test_impossible_settings_are_named(name, value, message):
-  raw = config_lib.to_dict(get("brats21"))
+def test_settings_that_are_not_allowed_are_named(name, value, message):
+  raw = plain("brats21")
   *sections, key = name.split(".")
   section = raw
   for part in sections:
     section = section[part]
-  section[key] = section[key] | value if isinstance(value, dict) and key == "confidence" else value
+  part = isinstance(value, dict) and key in ("confidence", "model")
+  section[key] = section[key] | value if part else value
   with pytest.raises(ConfigError, match=message):
-    config_lib.parse(raw)
+    run.parse(raw)
 
 
-def test_unknown_and_missing_settings_are_named():
-  raw = config_lib.to_dict(get("brats21"))
+def test_patches_suit_the_networks():
+  residual = {"model.network": "resenc", "model.filters": (8, 8, 8, 16, 16, 16)}
+  assert presets.settings("brats21", residual).model.multiple == 32
+  with pytest.raises(ConfigError, match=r"data\.patch = .*multiple of 32"):
+    presets.settings("brats21", residual | {"data.patch": (112, 128, 128)})
+  assert presets.settings("brats21", residual | {"model.filters": (8,) * 4}).model.multiple == 8
+
+
+def test_teachers_with_more_side_heads_have_a_weight_for_each():
+  settings = presets.settings(
+    "brats21",
+    {
+      "loss.deep_supervision": {"level1": 0.0, "level2": 0.0, "level3": 0.1},
+      "model.network": "resenc",
+      "model.filters": (8,) * 6,
+      "model.teacher_side_heads": 3,
+    },
+  )
+  assert settings.loss.deep_supervision["level3"] == 0.1
+
+
+def test_runs_of_before_there_was_a_choice_of_networks_are_read(tmp_path):
+  raw = plain("brats21")
+  del raw["model"]["network"], raw["model"]["teacher_network"]
+  (tmp_path / "config.json").write_text(json.dumps(raw))
+  model = record.read(tmp_path / "config.json").model
+  assert (model.network, model.teacher_network) == ("resunet", "same")
+
+
+def test_a_missing_setting_has_its_default_and_an_unknown_one_is_named():
+  raw = plain("brats21:mtcm_kd")
   raw["loss"]["temprature"] = 3.0
-  with pytest.raises(ConfigError, match=r"config\.loss\.temprature.*temperature"):
-    config_lib.parse(raw)
-  del raw["loss"]["temprature"], raw["loss"]["temperature"]
-  with pytest.raises(ConfigError, match=r"config\.loss\.temperature is missing"):
-    config_lib.parse(raw)
+  with pytest.raises(ConfigError, match=r"loss\.temprature'; did you mean 'temperature'"):
+    run.parse(raw)
+  del (
+    raw["loss"]["temprature"],
+    raw["loss"]["temperature"],
+    raw["loss"]["deep_supervision"]["level2"],
+  )
+  settings = run.parse(raw)
+  assert settings.loss.temperature == LossSettings().temperature
+  assert settings.loss.deep_supervision["level2"] == 0.0
+  with pytest.raises(ConfigError, match=r"data\.root is missing"):
+    run.parse({"name": "x", "data": {}})
+
+
+def test_a_record_has_the_value_that_held_before_a_setting_existed():
+  """Runs of the first versions predicted without postprocessing."""
+  assert schema.build(InferenceSettings, {}, recorded=True).min_et_mm3 == 0.0
+  assert schema.build(InferenceSettings, {}).min_et_mm3 == BY_VALIDATION
 
 
 def test_a_teacher_cannot_be_named_student():
-  raw = config_lib.to_dict(get("brats21"))
+  raw = plain("brats21")
   raw["model"]["teachers"] = {"student": ["flair"]}
   with pytest.raises(ConfigError, match="cannot be named student"):
-    config_lib.parse(raw)
+    run.parse(raw)
 
 
-def test_settings_that_may_change_exist(tmp_path):
-  flat = config_lib.differences({}, config_lib.to_dict(get("brats21")))
-  assert set(config_lib.MAY_CHANGE) <= set(flat)
+def test_every_setting_says_what_it_means_and_its_default_is_allowed():
+  settings = list(schema.walk(run.Settings))
+  assert len(settings) > 90
+  assert [s.name for s in settings if not s.words] == []
+  assert {s.name for s in settings if s.free} >= {"train.epochs", "data.workers", "name"}
+
+
+def test_the_page_of_settings_is_the_code_s():
+  """python -m kd_jax.settings.run > docs/settings.md"""
+  assert (ROOT / "docs" / "settings.md").read_text() == run.table()
+
+
+def test_choices_are_those_of_the_task():
+  assert typing.get_args(labels.Region) == tuple(labels.REGIONS)
+  assert typing.get_args(labels.Convention) == tuple(labels.CONVENTIONS)
+  assert typing.get_args(names.Modality) == names.MODALITIES
 
 
 def test_resuming_lists_what_may_not_change(tmp_path):
-  old, new = (config_lib.to_dict(get("brats21", arg)) for arg in ("", "cbam"))
-  new["train"]["epochs"] = 10
+  old, new = (presets.settings(f"brats21:{v}", {"name": "same"}) for v in ("", "cbam"))
+  new = presets.override(new, {"train.epochs": 10})
   with pytest.raises(ConfigError) as error:
-    config_lib.check_resumable(old, new, tmp_path)
+    record.check_resumable(old, new, tmp_path)
   assert "model.attention: was 'channel', now 'cbam'" in str(error.value)
   assert "epochs" not in str(error.value)
-  new["model"]["attention"] = "channel"
-  assert "train.epochs: was 300, now 10" in config_lib.check_resumable(old, new, tmp_path)
+  new = presets.override(new, {"model.attention": "channel"})
+  assert "train.epochs: was 300, now 10" in record.check_resumable(old, new, tmp_path)
 
 
 def test_teachers_that_differ_count_as_a_difference():
-  old, new = (config_lib.to_dict(get("brats21", arg)) for arg in ("", "student_only"))
-  assert any(name.startswith("model.teachers") for name in config_lib.differences(old, new))
+  old, new = (presets.settings(f"brats21:{v}") for v in ("", "student_only"))
+  assert any(name.startswith("model.teachers") for name in record.differences(old, new))

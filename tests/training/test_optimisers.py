@@ -5,20 +5,15 @@ from math import cos, pi
 import jax.numpy as jnp
 import numpy as np
 import optax
+import published
 import pytest
 
-from kd_jax.training.optimisers import (
-  OptimizerSettings,
-  Plateau,
-  PlateauSettings,
-  learning_rates,
-  optimizer,
-  schedule,
-)
+from kd_jax.settings.training import PlateauSettings
+from kd_jax.training.optimisers import Plateau, learning_rates, optimizer, schedule
 
 
 def rates(steps, total=100, **settings):
-  rate = schedule(OptimizerSettings(learning_rate=0.4, **settings), total)
+  rate = schedule(published.optimiser(learning_rate=0.4, **settings), total)
   return [float(rate(step)) for step in steps]
 
 
@@ -27,7 +22,7 @@ POLY = {"schedule": "poly", "warmup": 0.0, "power": 0.9}
 
 
 def test_sgd_has_nesterovs_momentum_and_decays_in_the_gradient():
-  settings = OptimizerSettings(
+  settings = published.optimiser(
     algorithm="sgd", learning_rate=0.1, schedule="constant", beta1=0.9, weight_decay=0.5
   )
   tx, x, momentum = optimizer(settings, 10), jnp.float32(2.0), 0.0
@@ -74,7 +69,7 @@ def test_every_step_of_a_run_moves_and_the_peak_is_reached(name, warmup, total):
 
 def test_an_unknown_schedule_lists_the_known():
   with pytest.raises(ValueError, match=r"'cosine' is none of .*warmup_cosine"):
-    schedule(OptimizerSettings(schedule="cosine"), 10)
+    schedule(published.optimiser(schedule="cosine"), 10)
 
 
 def updates(gradients, settings, total=100, params=(1.0, -2.0)):
@@ -91,7 +86,7 @@ def updates(gradients, settings, total=100, params=(1.0, -2.0)):
 @pytest.mark.parametrize("name", ["constant", "warmup_cosine", "poly", "plateau"])
 def test_the_very_first_step_moves_by_its_learning_rate(name):
   """Adam's steps under a constant gradient are as long as the learning rate."""
-  settings = OptimizerSettings(learning_rate=0.4, schedule=name, warmup=0.1)
+  settings = published.optimiser(learning_rate=0.4, schedule=name, warmup=0.1)
   got = updates([[0.3, -2.0]] * 3, settings)
   expected = rates(range(3), schedule=name, warmup=0.1)
   assert expected[0] > 0
@@ -100,7 +95,7 @@ def test_the_very_first_step_moves_by_its_learning_rate(name):
 
 
 def test_adam_by_hand():
-  settings = OptimizerSettings(
+  settings = published.optimiser(
     learning_rate=0.1, schedule="constant", beta1=0.5, beta2=0.75, epsilon=1e-8
   )
   got = updates([[1.0, 2.0], [3.0, -2.0]], settings)
@@ -121,7 +116,7 @@ def test_adam_by_hand():
 )
 def test_clipping_bounds_the_norm_and_keeps_the_direction(clip_norm, gradient, clipped):
   """With epsilon 1 Adam's first step is g / (|g| + 1): it tells the gradient's size."""
-  settings = OptimizerSettings(
+  settings = published.optimiser(
     learning_rate=1.0, schedule="constant", epsilon=1.0, clip_norm=clip_norm
   )
   g = np.array(clipped)
@@ -129,9 +124,9 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction(clip_norm, gradient, c
 
 
 def test_weight_decay_shrinks_parameters_by_the_learning_rate():
-  settings = OptimizerSettings(learning_rate=0.1, schedule="constant", weight_decay=0.5)
+  settings = published.optimiser(learning_rate=0.1, schedule="constant", weight_decay=0.5)
   np.testing.assert_allclose(updates([[0.0, 0.0]], settings)[0], [-0.05, 0.1], rtol=1e-6)
-  none = OptimizerSettings(learning_rate=0.1, schedule="constant")
+  none = published.optimiser(learning_rate=0.1, schedule="constant")
   np.testing.assert_array_equal(updates([[0.0, 0.0]], none)[0], 0)
 
 
@@ -172,15 +167,15 @@ def test_plateau_standing_is_all_there_is_to_remember():
 def test_learning_rates_are_by_group_and_scaled():
   rate = learning_rates(
     {
-      "cohort": OptimizerSettings(learning_rate=0.4, **COSINE),
-      "student": OptimizerSettings(learning_rate=0.2, schedule="plateau"),
+      "teachers": published.optimiser(learning_rate=0.4, **COSINE),
+      "student": published.optimiser(learning_rate=0.2, schedule="plateau"),
     },
     100,
   )
   whole, tenth = jnp.ones(()), jnp.asarray(0.1)
-  assert rate(4, {"cohort": whole, "student": tenth}) == pytest.approx(
-    {"cohort": 0.2, "student": 0.02}
+  assert rate(4, {"teachers": whole, "student": tenth}) == pytest.approx(
+    {"teachers": 0.2, "student": 0.02}
   )
-  assert rate(55, {"cohort": tenth, "student": whole}) == pytest.approx(
-    {"cohort": 0.02, "student": 0.2}
+  assert rate(55, {"teachers": tenth, "student": whole}) == pytest.approx(
+    {"teachers": 0.02, "student": 0.2}
   )

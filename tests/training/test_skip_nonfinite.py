@@ -5,34 +5,36 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
 
-from kd_jax.method.confidence import ConfidenceSettings
-from kd_jax.method.objective import LossSettings
-from kd_jax.models.framework import FrameworkSpec, Outputs
-from kd_jax.models.resunet import Output
-from kd_jax.training.optimisers import GROUPS, OptimizerSettings, optimizer
-from kd_jax.training.step import init_state, make_train_step
+from kd_jax.models.framework import Outputs
+from kd_jax.models.interface import Output
+from kd_jax.settings.model import ModelSettings
+from kd_jax.settings.training import GROUPS
+from kd_jax.training.optimisers import optimizer
+from kd_jax.training.state import init_state
+from kd_jax.training.step import make_train_step
 
-CONFIDENCE = ConfidenceSettings(update="epoch")
+CONFIDENCE = published.confidence(update="epoch")
 STEPS_PER_EPOCH = 2
 
 
 class Linear:
   """In place of networks that take a minute to compile: one matrix each, voxel by voxel."""
 
-  spec = FrameworkSpec(("t1ce",), {"flair": ("flair",), "t2": ("t2",)}, (4, 4, 8, 8), 0)
+  spec = ModelSettings(("t1ce",), {"flair": ("flair",), "t2": ("t2",)}, (4, 4, 8, 8), 0)
 
   def init(self, key):
     keys = iter(jax.random.split(key, 3))
     teachers = {name: jax.random.normal(next(keys), (4, 4)) for name in self.spec.teachers}
-    return {"cohort": teachers, "student": {"kernel": jax.random.normal(next(keys), (4, 4))}}
+    return {"teachers": teachers, "student": {"kernel": jax.random.normal(next(keys), (4, 4))}}
 
   def __call__(self, params, images):
     def network(kernel):
       return Output(jnp.einsum("bmdhw,mc->bdhwc", images.astype(jnp.float32), kernel), {}, {})
 
-    teachers = {name: network(kernel) for name, kernel in params["cohort"].items()}
+    teachers = {name: network(kernel) for name, kernel in params["teachers"].items()}
     return Outputs(teachers, {}, network(params["student"]["kernel"]))
 
 
@@ -53,13 +55,13 @@ def batch():
 def programs(batch):
   """A fresh state, and the step compiled without and with the policy."""
   framework = Linear()
-  optimizers = {group: optimizer(OptimizerSettings(clip_norm=1.0), 9) for group in GROUPS}
+  optimizers = {group: optimizer(published.optimiser(clip_norm=1.0), 9) for group in GROUPS}
   state = init_state(framework, optimizers, CONFIDENCE, jax.random.key(0), ema=True)
   make = functools.partial(
     make_train_step,
     framework,
     optimizers,
-    LossSettings(),
+    published.loss(),
     CONFIDENCE,
     steps_per_epoch=STEPS_PER_EPOCH,
     ema_decay=0.5,

@@ -1,8 +1,8 @@
 """The training step: the same on every mesh, one joint update, compiled once.
 
-Compiling is nearly all of these tests' time. One tiny framework serves them all, and LLVM is told
-to hurry. They run in float64: in float32 a sum in another order now and then turns a maximum or an
-activation's sign, and gradients jump.
+Compiling is nearly all of these tests' time. One framework of tiny networks serves all of them but
+those of meshes, and XLA is told to hurry. They run in float64: in float32 a sum in another order
+now and then turns a maximum or an activation's sign, and gradients jump.
 """
 
 import dataclasses
@@ -13,37 +13,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import published
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from quick import QUICK
 
-from kd_jax.data.augmentation.augment import AugmentSettings, augment
-from kd_jax.method.confidence import ConfidenceSettings
-from kd_jax.method.objective import LossSettings
-from kd_jax.models.framework import Framework, FrameworkSpec
+from kd_jax.data.augmentation.augment import augment
+from kd_jax.models.framework import Framework
+from kd_jax.settings.data import AugmentSettings
+from kd_jax.settings.model import ModelSettings
+from kd_jax.settings.training import GROUPS
 from kd_jax.training.mesh import make_mesh
-from kd_jax.training.optimisers import GROUPS, OptimizerSettings, optimizer
-from kd_jax.training.step import (
-  batch_sharding,
-  compile_step,
-  init_state,
-  make_train_step,
-)
+from kd_jax.training.optimisers import optimizer
+from kd_jax.training.state import init_state
+from kd_jax.training.step import batch_sharding, compile_step, make_train_step
 
 TEACHERS = ("flair", "t2")
-SPEC = FrameworkSpec(
+SPEC = ModelSettings(
   student=("t1ce",), teachers={name: (name,) for name in TEACHERS}, filters=(4, 4, 8, 8)
 )
-CONFIDENCE = ConfidenceSettings()
+CONFIDENCE = published.confidence()
 STEPS = 10
 RATE = 1.0
 EMA_DECAY = 0.2
 
 
 @pytest.fixture(scope="module")
-def framework():
-  return Framework(dataclasses.replace(SPEC, dtype="float64"))
+def framework(tiny):
+  return Framework(dataclasses.replace(SPEC, network=tiny, dtype="float64"))
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +81,17 @@ def batch():
   return {"image": np.array(images, np.float16), "label": np.array(labels, np.uint8)}
 
 
+@pytest.fixture(scope="module")
+def whole(optimizers, batch):
+  """Of real networks, one of them a teacher: what a mesh does to their gradients must show."""
+  spec = dataclasses.replace(SPEC, teachers={"flair": ("flair",)}, dtype="float64")
+  framework = Framework(spec)
+  state = widened(init_state(framework, optimizers, CONFIDENCE, jax.random.key(0), ema=True))
+  made = Programs(framework, optimizers, state, batch)
+  yield made
+  made._pool.shutdown()
+
+
 class Programs:
   """The step compiled for meshes, each when it is first asked for; several at once."""
 
@@ -100,7 +109,7 @@ class Programs:
       make_train_step,
       framework,
       optimizers,
-      LossSettings(),
+      published.loss(),
       CONFIDENCE,
       steps_per_epoch=1,
       augment=counted,
@@ -164,11 +173,12 @@ def assert_alike(actual, expected, what, rtol=0.0, atol=0.0):
 
 
 @pytest.mark.parametrize("shape", [(4, 2), pytest.param((2, 4), marks=pytest.mark.slow)], ids=str)
-def test_every_mesh_gives_the_same_numbers(programs, first_state, history, shape):
+def test_every_mesh_gives_the_same_numbers(whole, shape):
   """Two steps, the second with distillation and the first's confidence; augmentation on."""
-  (step,) = programs.on(shape)
-  state = first_state
-  for after, metrics in zip(history[0][1:3], history[1], strict=False):
+  alone, step = whole.on((1, 1), shape)
+  first_state = state = after = whole.state
+  for _ in range(2):
+    after, metrics = alone(after)
     state, ours = step(state)
     assert_alike(ours, metrics, f"mesh {shape}", rtol=1e-12, atol=1e-12)
     assert_alike(state, after, f"mesh {shape}", atol=1e-12)
@@ -194,13 +204,13 @@ def test_a_batch_in_parts_is_the_same_step(programs, first_state, history):
 
 def test_losses_fall_on_one_batch(history):
   _, metrics = history
-  for name in ("loss/supervised", "loss/cohort", *(f"loss/teacher/{t}" for t in TEACHERS)):
+  for name in ("loss/supervised", "loss/teachers", *(f"loss/teacher/{t}" for t in TEACHERS)):
     values = [float(m[name]) for m in metrics]
     assert np.isfinite(values).all()
     assert np.mean(values[-3:]) < 0.85 * np.mean(values[:3]), name
 
 
-def test_the_first_epoch_distils_nothing_and_hears_every_teacher_alike(history):
+def test_the_first_epoch_distils_nothing_and_weighs_every_teacher_alike(history):
   first, second = history[1][:2]
   assert first["loss/student"] == first["loss/supervised"]
   assert second["loss/student"] != second["loss/supervised"]
@@ -302,14 +312,14 @@ def types(tree):
   return {name: (x.shape, x.dtype, x.weak_type) for name, x in flat(tree).items()}
 
 
-def test_the_state_keeps_its_types():
+def test_the_state_keeps_its_types(tiny):
   """With the real optimisers; a weak type would have the step compiled twice."""
-  framework = Framework(SPEC)
-  settings = OptimizerSettings(clip_norm=1.0, weight_decay=0.1)
+  framework = Framework(dataclasses.replace(SPEC, network=tiny))
+  settings = published.optimiser(clip_norm=1.0, weight_decay=0.1)
   optimizers = {group: optimizer(settings, 100) for group in GROUPS}
   state = init_state(framework, optimizers, CONFIDENCE, jax.random.key(0), ema=True)
   step = make_train_step(
-    framework, optimizers, LossSettings(), CONFIDENCE, steps_per_epoch=3, ema_decay=0.9
+    framework, optimizers, published.loss(), CONFIDENCE, steps_per_epoch=3, ema_decay=0.9
   )
   after, metrics = jax.eval_shape(step, state, ABSTRACT_BATCH, jax.random.key(0))
   assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -319,17 +329,17 @@ def test_the_state_keeps_its_types():
 
 
 def test_a_student_alone_has_a_step_too():
-  framework = Framework(FrameworkSpec(student=("t1ce",), teachers={}, filters=SPEC.filters))
-  optimizers = {group: optimizer(OptimizerSettings(), 100) for group in GROUPS}
+  framework = Framework(ModelSettings(student=("t1ce",), teachers={}, filters=SPEC.filters))
+  optimizers = {group: optimizer(published.optimiser(), 100) for group in GROUPS}
   state = init_state(framework, optimizers, CONFIDENCE, jax.random.key(0))
-  step = make_train_step(framework, optimizers, LossSettings(), CONFIDENCE, steps_per_epoch=3)
+  step = make_train_step(framework, optimizers, published.loss(), CONFIDENCE, steps_per_epoch=3)
   after, metrics = jax.eval_shape(step, state, ABSTRACT_BATCH, jax.random.key(0))
   assert jax.tree.structure(after) == jax.tree.structure(state)  # no average that none asked for
   assert types(after) == types(state)
   assert metrics.keys() == {
     "loss/supervised",
     "loss/student",
-    "grad_norm/cohort",
+    "grad_norm/teachers",
     "grad_norm/student",
     *(f"dice/student/{region}" for region in ("WT", "TC", "ET")),
   }
@@ -337,20 +347,20 @@ def test_a_student_alone_has_a_step_too():
 
 @pytest.mark.parametrize("by", ["region", "voxel"])
 @pytest.mark.parametrize("update", ["ema", "batch"])
-def test_every_kind_of_confidence_has_a_step(by, update):
+def test_every_kind_of_confidence_has_a_step(tiny, by, update):
   """With features distilled and the batch in parts; types as they were, every number a scalar."""
-  framework = Framework(dataclasses.replace(SPEC, teacher_side_heads=2))
-  optimizers = {group: optimizer(OptimizerSettings(algorithm="sgd"), 100) for group in GROUPS}
-  loss = LossSettings(
+  framework = Framework(dataclasses.replace(SPEC, network=tiny, teacher_side_heads=2))
+  optimizers = {group: optimizer(published.optimiser(algorithm="sgd"), 100) for group in GROUPS}
+  loss = published.loss(
     kd_targets="regions" if by == "region" else "classes",
     deep_supervision={"level1": 0.5, "level2": 0.25},
     bottleneck=0.1,
     prototype=0.1,
     fused_teacher=0.2,
   )
-  belief = ConfidenceSettings(by=by, update=update, above_student=by == "region")
-  state = init_state(framework, optimizers, belief, jax.random.key(0))
-  step = make_train_step(framework, optimizers, loss, belief, steps_per_epoch=3, accumulate=2)
+  how = published.confidence(by=by, update=update, above_student=by == "region")
+  state = init_state(framework, optimizers, how, jax.random.key(0))
+  step = make_train_step(framework, optimizers, loss, how, steps_per_epoch=3, accumulate=2)
   batch = {k: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype) for k, x in ABSTRACT_BATCH.items()}
   after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
   assert types(after) == types(state)

@@ -1,63 +1,15 @@
 """Augmentation on the device, inside the step's program: flips, a warp, intensities by modality."""
 
-from dataclasses import dataclass
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.data.augmentation import warp
+from kd_jax.settings.data import AugmentSettings
 
 BIAS_KNOT = 64  # voxels between the control points of a bias field
-
-
-@dataclass(frozen=True)
-class AugmentSettings:
-  """What happens to a training patch; every draw is one a sample, intensities one a modality too.
-
-  The probabilities `spatial`, `intensity` and `artefact` are constants of the program: what has
-  probability 0 is no part of it.
-
-  Attributes:
-    flip: the probability of a flip, for each of the three axes.
-    spatial: the probability of the warp: a rotation, a scaling and a deformation in one resampling,
-      the same for all modalities and the label.
-    rotate: largest angle about each of the three axes, in degrees.
-    scale: largest |log factor| on the size.
-    elastic: largest displacement of a control point of the deformation, in voxels; they lie
-      warp.KNOT voxels apart. Voxels move about a fifth of that (root mean square, each axis).
-    intensity: the probability of each of the four changes below.
-    gamma: largest |log exponent| of a power law over the patch's intensity range.
-    contrast: largest |log factor| on the intensities.
-    brightness: largest shift, in the normalised image's unit (a standard deviation of the brain).
-    noise: largest standard deviation of Gaussian noise, in the same unit.
-    artefact: the probability of each of the three changes below.
-    bias: largest |log factor| at a control point of a smooth field; they lie BIAS_KNOT voxels
-      apart. It multiplies what lies above the patch's lowest intensity.
-    blur: largest standard deviation of a Gaussian, in voxels.
-    lowres: largest thickness of slices, in voxels, across an axis that is drawn too: voxels are
-      averaged to slices, and linearly interpolated back. 1 for none.
-  """
-
-  flip: float = 0.5
-  spatial: float = 0.25
-  rotate: float = 15.0
-  scale: float = 0.15
-  elastic: float = 4.0
-  intensity: float = 0.3
-  gamma: float = 0.4
-  contrast: float = 0.25
-  brightness: float = 0.25
-  noise: float = 0.15
-  artefact: float = 0.15
-  bias: float = 0.5
-  blur: float = 1.0
-  lowres: float = 3.0
-
-  @property
-  def any(self) -> bool:
-    """Whether anything may happen."""
-    return bool(self.flip or self.spatial or self.intensity or self.artefact)
 
 
 def augment(
@@ -75,20 +27,21 @@ def augment(
   Returns:
     Images in float32, and labels, in the same shapes.
   """
-  batch, modalities, *shape = images.shape
+  batch, modalities = images.shape[:2]
+  shape = images.shape[2:]
   draw_key, noise_key = jax.random.split(key)
   # One draw for all: each random program of its own costs a second of compilation on CPU.
   counts = {
     "flips": 3,
-    "warp": 5 + 3 * np.prod(warp.control_points(shape, warp.KNOT)) if settings.spatial else 0,
+    "warp": 5 + 3 * math.prod(warp.control_points(shape, warp.KNOT)) if settings.spatial else 0,
     "intensities": modalities * 8 if settings.intensity else 0,
-    "artefacts": modalities * (6 + np.prod(warp.control_points(shape, BIAS_KNOT)))
+    "artefacts": modalities * (6 + math.prod(warp.control_points(shape, BIAS_KNOT)))
     if settings.artefact
     else 0,
   }
   ends = np.cumsum(list(counts.values()))
-  draws = jax.random.uniform(draw_key, (batch, int(ends[-1])))
-  draws = dict(zip(counts, jnp.split(draws, ends[:-1], axis=1), strict=True))
+  drawn = jax.random.uniform(draw_key, (batch, int(ends[-1])))
+  draws = dict(zip(counts, jnp.split(drawn, ends[:-1], axis=1), strict=True))
 
   images, labels = _flip(draws["flips"], images.astype(jnp.float32), labels, settings.flip)
   if settings.spatial:

@@ -5,13 +5,13 @@ the training step on any backend and any mesh.
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 KNOT = 32  # voxels between the control points of an elastic deformation
-MOST_ELASTIC = 12.0  # voxels; a deformation whose control points move 0.4 knots cannot fold
 
 
 def smooth(coefficients: jax.Array, shape: tuple[int, ...], knot: int) -> jax.Array:
@@ -113,7 +113,8 @@ def _resample(images, labels, source):
   rows = jnp.moveaxis(images, 0, -1).reshape(-1, len(images))
   floor = jnp.floor(source)
   low, fraction = floor.astype(jnp.int32), source - floor
-  value = mass = 0
+  value: Any = 0  # until the first corner
+  mass: Any = 0
   for up in itertools.product((0, 1), repeat=3):
     corner = [low[axis] + up[axis] for axis in range(3)]
     near = [fraction[axis] if up[axis] else 1 - fraction[axis] for axis in range(3)]

@@ -104,8 +104,8 @@ def _spline(knots: Array, step: int, shape: tuple[int, ...]) -> Array:
     float32 of `shape`. Linear functions are reproduced exactly.
   """
   t = (np.arange(step, dtype=np.float32) / step)[None, :, None]
-  weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * t * (1 + t - t**2) + 1, t**3)
-  weights = [w / 6 for w in weights]
+  sixths = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * t * (1 + t - t**2) + 1, t**3)
+  weights = [w / 6 for w in sixths]
   for axis, length in enumerate(shape):
     count = -(-length // step)
     before, after = int(np.prod(knots.shape[:axis])), knots.shape[axis + 1 :]

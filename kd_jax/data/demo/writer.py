@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from kd_jax.data.demo.phantom import SEQUENCES, load_atlas, make_subject
+from kd_jax.runtime import child_processes
 from kd_jax.runtime.errors import UserError
 
 LICENSE = """\
@@ -148,13 +149,20 @@ def write_dataset(
   if hasattr(os, "sched_getaffinity"):  # a container or a batch system may grant fewer
     processors = len(os.sched_getaffinity(0))
   workers = min(len(missing), workers or processors)
+  children: set[multiprocessing.process.BaseProcess] = set()
   with contextlib.ExitStack() as stack:
     if workers > 1:
+      child_processes.refuse_second_run()
+      others = set(multiprocessing.active_children())
       # Spawned, not forked: a fork of a process that runs JAX's threads can deadlock.
       context = multiprocessing.get_context("spawn")
-      pool = stack.enter_context(ProcessPoolExecutor(workers, context))
+      pool = stack.enter_context(
+        ProcessPoolExecutor(workers, context, initializer=child_processes.end_with_parent)
+      )
       stack.callback(pool.shutdown, cancel_futures=True)
-      jobs = [pool.submit(write_case, root, seed, index) for index in missing]
+      with child_processes.importable_main():
+        jobs = [pool.submit(write_case, root, seed, index) for index in missing]
+      children = set(multiprocessing.active_children()) - others
       results = (job.result() for job in as_completed(jobs))
     else:
       results = (write_case(root, seed, index) for index in missing)
@@ -163,6 +171,10 @@ def write_dataset(
         if progress:
           progress(done, cases)
     except BrokenProcessPool as error:
+      stack.close()  # until then not all have a status
+      if any(child.exitcode == child_processes.STARTED_AGAIN for child in children):
+        one = "write the cases with one process (data.prepare_workers=1)"
+        raise UserError(child_processes.unguarded(one)) from error
       raise UserError(
         f"a process that writes demonstration cases died ({error}), most often for lack of memory; "
         "use fewer workers and run again: complete cases are kept"

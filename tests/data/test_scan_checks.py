@@ -1,4 +1,4 @@
-"""What is said about scans that no student can read, and that nothing is said about the others."""
+"""The findings about scans that no student can read, and none about the others."""
 
 import functools
 import re

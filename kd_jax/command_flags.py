@@ -1,0 +1,74 @@
+"""The flags of the command line: one table."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+_CHECKPOINT = "A run, or an exported student; several, with commas, are averaged."
+_LABELS = "Label convention: brats2018 ... brats2021, brats2023, brats2024, or auto."
+_MAPPING = "BraTS name_mapping.csv: who is who across the years."
+
+# Name -> (how absl defines it, default, what it means).
+FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
+  "workdir": (flags.DEFINE_string, None, "Where the run lies; default runs/NAME-foldK."),
+  "checkpoint": (flags.DEFINE_string, None, _CHECKPOINT),
+  "input": (flags.DEFINE_string, None, "What to read: a scan, a case, a folder of them, a list."),
+  "output": (flags.DEFINE_string, None, "Folder for what is written."),
+  "labels": (flags.DEFINE_string, "auto", _LABELS),
+  "probabilities": (flags.DEFINE_bool, False, "Write probability maps of WT, TC and ET too."),
+  "window": (flags.DEFINE_string, None, "sliding, whole or auto; default: the student's."),
+  "overlap": (flags.DEFINE_float, None, "Of sliding windows, 0 to 0.95; default: the student's."),
+  "mirror": (flags.DEFINE_bool, None, "Average over the eight mirror images."),
+  "min_component_mm3": (
+    flags.DEFINE_float,
+    None,
+    "Smaller components of WT are removed; default: the student's.",
+  ),
+  "min_et_mm3": (
+    flags.DEFINE_float,
+    None,
+    "Less ET than that becomes core; default: the student's.",
+  ),
+  "data_root": (flags.DEFINE_string, None, "Other data than the run's own."),
+  "split": (flags.DEFINE_string, None, "val or all: which cases to score."),
+  "exclude_training_subjects": (flags.DEFINE_bool, False, "Leave them out instead of refusing."),
+  "name_mapping": (flags.DEFINE_string, None, _MAPPING),
+  "predictions": (flags.DEFINE_string, None, "A folder of masks to score, of any program."),
+  "truth": (flags.DEFINE_string, None, "The folder of label maps to score them against."),
+  "prediction_labels": (
+    flags.DEFINE_string,
+    "auto",
+    "Label convention of the masks; as the truth's.",
+  ),
+  "modality": (flags.DEFINE_string, "t1ce", "What an imported student reads."),
+  "folds": (flags.DEFINE_list, [], "Folds to cross-validate here; default all."),
+  "distributed": (flags.DEFINE_bool, None, "One of several processes; default: see for itself."),
+  "coordinator": (
+    flags.DEFINE_string,
+    None,
+    "HOST:PORT of process 0, where JAX cannot find out.",
+  ),
+  "processes": (flags.DEFINE_integer, None, "How many processes there are, with --coordinator."),
+  "process": (flags.DEFINE_integer, None, "Which one this is, from 0, with --coordinator."),
+}
+
+
+def define(modes: Sequence[str]) -> None:
+  """Defines --mode, --config and every flag of FLAGS."""
+  from ml_collections import config_flags
+
+  flags.DEFINE_enum("mode", "train", list(modes), "What to do.")
+  _CONFIG.append(
+    config_flags.DEFINE_config_file("config", None, "A file of configs/, [:variant,variant].")
+  )
+  for name, (define_flag, default, words) in FLAGS.items():
+    define_flag(name, default, words)
+
+
+def config() -> Any:
+  """The ConfigDict of --config, or None."""
+  return _CONFIG[0].value
+
+
+_CONFIG: list[flags.FlagHolder] = []  # --config, once it is defined

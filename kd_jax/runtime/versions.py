@@ -1,0 +1,34 @@
+"""Versions and devices: the one record of what a number can depend on beside the settings."""
+
+import importlib.metadata
+from typing import Any
+
+import jax
+
+PACKAGES = (
+  *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"),
+  *("numpy", "scipy", "nibabel"),
+)
+
+
+def packages() -> dict[str, str]:
+  """Name -> version, of the packages that are installed."""
+  versions = {}
+  for package in PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return versions
+
+
+def devices() -> dict[str, Any]:
+  """The devices that JAX computes on."""
+  device = jax.devices()[0]
+  return {
+    "platform": device.platform,
+    "kind": device.device_kind,
+    "count": jax.device_count(),
+    "processes": jax.process_count(),
+    "runtime": getattr(device.client, "platform_version", ""),
+  }

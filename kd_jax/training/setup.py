@@ -1,0 +1,198 @@
+"""What a run needs before its first step: data, networks, the step, its state, its logs."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kd_jax.data.augmentation import augment
+from kd_jax.data.dataset import Dataset, open_dataset
+from kd_jax.data.entry import open_entry
+from kd_jax.data.subjects import Subject, write_subjects
+from kd_jax.models.framework import Framework
+from kd_jax.runs import provenance
+from kd_jax.runs.checkpoints import Checkpoints, set_aside_damaged
+from kd_jax.runs.layout import CHECKPOINTS, CONFIG_FILE, FOLDS_FILE, RUN_FILE, SUBJECTS_FILE
+from kd_jax.runs.log import Log, NoLog, RunLog
+from kd_jax.runtime import processes
+from kd_jax.runtime.terminal import Terminal
+from kd_jax.settings import record
+from kd_jax.settings.run import Settings
+from kd_jax.settings.training import TrainSettings
+from kd_jax.training import messages, optimisers
+from kd_jax.training import step as step_lib
+from kd_jax.training.state import TrainState, from_items, init_state, to_items
+
+
+class Plan(NamedTuple):
+  """How many steps there are, and when what is due.
+
+  Attributes:
+    steps_per_epoch, total_steps: of the run.
+    train: its settings.
+  """
+
+  steps_per_epoch: int
+  total_steps: int
+  train: TrainSettings
+
+  def epoch(self, step: int) -> int:
+    """The epoch that a step (from 1) belongs to, from 0."""
+    return (step - 1) // self.steps_per_epoch
+
+  def log(self, step: int) -> bool:
+    return step % self.train.log_every == 0
+
+  def validate(self, step: int) -> bool:
+    ends = step % self.steps_per_epoch == 0
+    return step == self.total_steps or (
+      ends and (self.epoch(step) + 1) % self.train.validate_every == 0
+    )
+
+  def save(self, step: int) -> bool:
+    return step % self.train.save_every == 0 or self.validate(step)
+
+
+class Setup(NamedTuple):
+  """A run that is ready for its next step; nothing in here changes but `state`.
+
+  Attributes:
+    plan: see there.
+    dataset: the cases of the fold.
+    framework: the networks.
+    train_step: (state, batch, key) -> (state, metrics), not compiled yet.
+    state: where the run stands, on the mesh.
+    notes: what the host knew at the last checkpoint; {} at the start.
+    key: of the augmentation, on the mesh.
+    checkpoints, log: see there.
+    first: steps that were done before.
+  """
+
+  plan: Plan
+  dataset: Dataset
+  framework: Framework
+  train_step: Callable
+  state: TrainState
+  notes: dict
+  key: jax.Array
+  checkpoints: Checkpoints
+  log: Log
+  first: int
+
+
+def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) -> Setup:
+  """Prepares the data, builds the networks, takes up the last checkpoint, opens the logs.
+
+  Raises:
+    UserError: cases, settings or checkpoints that the user has to correct.
+  """
+  told: list[str] = []  # before there is a log
+
+  def tell(text: str) -> None:
+    terminal.line(text)
+    told.append(text)
+
+  changed = _claim_workdir(workdir, settings)
+  dataset = open_dataset(settings.data, workdir / FOLDS_FILE, terminal.progress, tell)
+  if processes.first():
+    write_subjects(workdir / SUBJECTS_FILE, *_subjects(dataset))
+  train = settings.train
+  steps_per_epoch = train.steps_per_epoch or max(1, len(dataset.train) // settings.data.batch)
+  plan = Plan(steps_per_epoch, train.epochs * steps_per_epoch, train)
+
+  framework = Framework(settings.model, train.remat)
+  optimizers = {
+    group: optimisers.optimizer(own, plan.total_steps)
+    for group, own in settings.optim.groups.items()
+  }
+  train_step = _train_step(settings, framework, optimizers, steps_per_epoch)
+  init_key, augment_key = jax.random.split(jax.random.key(settings.seed))
+  new_state = functools.partial(
+    init_state,
+    framework,
+    optimizers,
+    settings.confidence,
+    init_key,
+    ema=settings.optim.ema_decay > 0,
+  )
+  replicated = NamedSharding(mesh, P())
+  checkpoints, state, notes = _restored(workdir, train.keep, new_state, replicated, tell)
+  # device_put takes no typed key to devices of other processes.
+  on_mesh = jax.jit(jax.random.wrap_key_data, out_shardings=replicated)
+  key = on_mesh(np.asarray(jax.random.key_data(augment_key)))
+
+  first = int(state.step)
+  log: Log = RunLog(workdir, terminal, first) if processes.first() else NoLog()
+  compiled_on_mesh = step_lib.compile_step(train_step, mesh)
+  setup = Setup(
+    plan, dataset, framework, compiled_on_mesh, state, notes, key, checkpoints, log, first
+  )
+  messages.introduce(log, settings, workdir, dataset, mesh, state, plan.total_steps, changed)
+  for text in told:
+    log.line(text, terminal=False)
+  if processes.first():
+    made = provenance.record(workdir, step=first, seed=settings.seed)
+    log.line(f"seed {settings.seed}, {provenance.source(made)}; all of it: {RUN_FILE}")
+  return setup
+
+
+def _train_step(
+  settings: Settings, framework: Framework, optimizers: dict, steps_per_epoch: int
+) -> Callable:
+  augmentation = functools.partial(augment.augment, settings=settings.augment)
+  return step_lib.make_train_step(
+    framework,
+    optimizers,
+    settings.loss,
+    settings.confidence,
+    steps_per_epoch=steps_per_epoch,
+    augment=augmentation if settings.augment.any else None,
+    ema_decay=settings.optim.ema_decay,
+    accumulate=settings.train.accumulate,
+    skip_nonfinite=settings.train.skip_nonfinite > 0,
+  )
+
+
+def _restored(
+  workdir: Path,
+  keep: int,
+  new_state: Callable[[], TrainState],
+  sharding: NamedSharding,
+  tell: Callable[[str], None],
+) -> tuple[Checkpoints, TrainState, dict]:
+  """The last checkpoint's state and notes; or a fresh state."""
+  with processes.first_before_others():
+    if processes.first():
+      set_aside_damaged(workdir, tell)
+  checkpoints = Checkpoints(workdir, keep)
+  if steps := checkpoints.steps():
+    abstract = to_items(jax.eval_shape(new_state))
+    items, notes = checkpoints.restore(steps[-1], abstract, sharding)
+    return checkpoints, from_items(items), notes
+  return checkpoints, jax.device_put(new_state(), sharding), {}
+
+
+def _claim_workdir(workdir: Path, settings: Settings) -> list[str]:
+  """Writes the settings; says what has changed since the run began."""
+  path, changed = workdir / CONFIG_FILE, []
+  if any(folder.name.isdigit() for folder in workdir.glob(f"{CHECKPOINTS}/*")):
+    changed = record.check_resumable(record.read(path), settings, workdir)
+  processes.wait()  # until all have read what it was
+  if processes.first():
+    record.write(path, settings)
+  return changed
+
+
+def _subjects(dataset: Dataset) -> tuple[list[Subject], list[Subject]]:
+  """Who this run trains and validates on, so that no evaluation mistakes them for new ones."""
+
+  def subject(name: str) -> Subject:
+    case, content = dataset.cases[name], open_entry(dataset.entries[name]).meta["content"]
+    return Subject(case.name, case.patient, case.label_map[1], content)
+
+  return [subject(name) for name in dataset.train], [subject(name) for name in dataset.val]
