@@ -9,7 +9,7 @@ they need no rule for an ET outside the TC.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def region_mask(labels: jax.Array, region: str) -> jax.Array:
   return jnp.isin(labels, jnp.asarray(REGIONS[region], labels.dtype))
 
 
-def region_truth(labels: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def region_truth(labels: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
   """(...) class indices -> (..., 3): 1 where a voxel belongs to WT, TC, ET."""
   return jnp.stack([region_mask(labels, region) for region in REGIONS], axis=-1).astype(dtype)
 
