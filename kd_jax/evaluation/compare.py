@@ -163,7 +163,7 @@ def _row(column: str, cases: Sequence[str], a: Scores, b: Scores) -> dict[str, A
   left_out = sorted(set(cases) - set(both))
   if not both:
     return {"n": 0, "left_out": left_out}
-  higher = METRICS[column.rpartition("_")[0]][1] == "higher"
+  higher = METRICS[column.rpartition("_")[0]].better == "higher"
   pairs = paired([a[n][column] for n in both], [b[n][column] for n in both], 0, higher)
   return {**pairs, "left_out": left_out}
 
@@ -237,7 +237,7 @@ def _tell(result: Mapping[str, Any], terminal: Terminal) -> None:
     )
   line(table(head, shown))
   metrics = dict.fromkeys(column.rpartition("_")[0] for column in result["rows"])
-  best = ", ".join(f"{metric}: {METRICS[metric][1]}" for metric in metrics)
+  best = ", ".join(f"{metric}: {METRICS[metric].better}" for metric in metrics)
   line(
     "A, B: means. low, high: 95% bootstrap interval of the mean of B - A. p: Wilcoxon signed-rank, "
     f"two-sided, not corrected for the number of rows ({len(shown)}). better, equal, worse: cases "

@@ -1,30 +1,137 @@
 """All scores of one case, and what each of them means: the columns of every table of scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from kd_jax.metrics import volumetric
-from kd_jax.metrics.lesions import lesion_scores
-from kd_jax.metrics.surface import crop, hd95_mm, nsd, surface_pair
+from kd_jax.metrics.lesions import LesionScores, lesion_scores
+from kd_jax.metrics.surface import SurfacePair, crop, hd95_mm, nsd, surface_pair
 from kd_jax.tasks.labels import REGIONS
 
-# Name -> (unit, which is better or "", description).
-METRICS = {
-  "dice": ("", "higher", "volumetric overlap, 2 |P n T| / (|P| + |T|)"),
-  "sensitivity": ("", "higher", "share of the true region that was found"),
-  "specificity": ("", "higher", "share of the true background, the air included, left alone"),
-  "precision": ("", "higher", "share of the prediction that is true"),
-  "hd95_mm": ("mm", "lower", "95th percentile of the distance between the surfaces"),
-  "nsd_1mm": ("", "higher", "share of both surfaces within 1 mm of the other (surface Dice)"),
-  "lesionwise_dice": ("", "higher", "Dice per lesion, false and missed lesions 0 (BraTS 2023)"),
-  "lesionwise_hd95_mm": ("mm", "lower", "HD95 per lesion, false and missed 374 mm (BraTS 2023)"),
-  "lesions_found": ("", "", "true lesions over 50 mm3 that the prediction touches"),
-  "lesions_missed": ("", "lower", "true lesions over 50 mm3 that it does not touch"),
-  "lesions_false": ("", "lower", "predicted components of any size that touch no true lesion"),
-  "truth_mm3": ("mm3", "", "volume of the true region"),
-  "predicted_mm3": ("mm3", "", "volume of the predicted region"),
-  "slice_dice_reference": ("", "higher", "the published code's Dice over sagittal slices"),
+
+class Masks(NamedTuple):
+  """One region of one case, as scores need it.
+
+  Attributes:
+    predicted, truth: (D, H, W) boolean.
+    voxel_mm: edges of a voxel.
+    outside: background voxels of both that were cropped from the scan.
+    surfaces, lesions: of the two masks.
+    hd95_of_empty: see HD95_OF_EMPTY.
+  """
+
+  predicted: np.ndarray
+  truth: np.ndarray
+  voxel_mm: tuple[float, ...]
+  outside: int
+  surfaces: SurfacePair
+  lesions: LesionScores
+  hd95_of_empty: float
+
+
+class Score(NamedTuple):
+  """A column of every table of scores, for each region.
+
+  Attributes:
+    unit: of the value.
+    better: "higher", "lower", or "" where neither is.
+    words: what it is.
+    value: computes it.
+  """
+
+  unit: str
+  better: str
+  words: str
+  value: Callable[[Masks], float]
+
+
+METRICS: dict[str, Score] = {
+  "dice": Score(
+    "",
+    "higher",
+    "volumetric overlap, 2 |P n T| / (|P| + |T|)",
+    lambda m: volumetric.dice(m.predicted, m.truth),
+  ),
+  "sensitivity": Score(
+    "",
+    "higher",
+    "share of the true region that was found",
+    lambda m: volumetric.sensitivity(m.predicted, m.truth),
+  ),
+  "specificity": Score(
+    "",
+    "higher",
+    "share of the true background, the air included, left alone",
+    lambda m: volumetric.specificity(m.predicted, m.truth, m.outside),
+  ),
+  "precision": Score(
+    "",
+    "higher",
+    "share of the prediction that is true",
+    lambda m: volumetric.precision(m.predicted, m.truth),
+  ),
+  "hd95_mm": Score(
+    "mm",
+    "lower",
+    "95th percentile of the distance between the surfaces",
+    lambda m: hd95_mm(m.surfaces, m.hd95_of_empty),
+  ),
+  "nsd_1mm": Score(
+    "",
+    "higher",
+    "share of both surfaces within 1 mm of the other (surface Dice)",
+    lambda m: nsd(m.surfaces, tolerance_mm=1.0),
+  ),
+  "lesionwise_dice": Score(
+    "",
+    "higher",
+    "Dice per lesion, false and missed lesions 0 (BraTS 2023)",
+    lambda m: m.lesions.dice,
+  ),
+  "lesionwise_hd95_mm": Score(
+    "mm",
+    "lower",
+    "HD95 per lesion, false and missed 374 mm (BraTS 2023)",
+    lambda m: m.lesions.hd95_mm,
+  ),
+  "lesions_found": Score(
+    "",
+    "",
+    "true lesions over 50 mm3 that the prediction touches",
+    lambda m: m.lesions.found,
+  ),
+  "lesions_missed": Score(
+    "",
+    "lower",
+    "true lesions over 50 mm3 that it does not touch",
+    lambda m: m.lesions.missed,
+  ),
+  "lesions_false": Score(
+    "",
+    "lower",
+    "predicted components of any size that touch no true lesion",
+    lambda m: m.lesions.false,
+  ),
+  "truth_mm3": Score(
+    "mm3",
+    "",
+    "volume of the true region",
+    lambda m: volumetric.volume_mm3(m.truth, m.voxel_mm),
+  ),
+  "predicted_mm3": Score(
+    "mm3",
+    "",
+    "volume of the predicted region",
+    lambda m: volumetric.volume_mm3(m.predicted, m.voxel_mm),
+  ),
+  "slice_dice_reference": Score(
+    "",
+    "higher",
+    "the published code's Dice over sagittal slices",
+    lambda m: volumetric.slice_dice_reference(m.predicted, m.truth),
+  ),
 }
 
 HD95_RULE = (
@@ -80,37 +187,23 @@ def score_case(
   outside -= truth.size
   scores = {}
   for region in REGIONS:
-    masks = (volumetric.region_mask(predicted, region), volumetric.region_mask(truth, region))
-    for metric, value in _score_region(*masks, voxel_mm, outside, hd95_of_empty).items():
-      scores[f"{metric}_{region}"] = value
+    p, t = (volumetric.region_mask(x, region) for x in (predicted, truth))
+    masks = _masks(p, t, voxel_mm, outside, hd95_of_empty)
+    for metric, score in METRICS.items():
+      scores[f"{metric}_{region}"] = float(score.value(masks))
   return {column: scores[column] for column in columns()}
 
 
-def _score_region(
+def _masks(
   p: np.ndarray,
   t: np.ndarray,
-  voxel_mm: tuple[float, float, float],
+  voxel_mm: tuple[float, ...],
   outside: int,
   hd95_of_empty: float,
-) -> dict[str, float]:
-  """Metric -> value for one region's masks; outside: the background voxels cropped from both."""
+) -> Masks:
+  """What all scores of one region share; surfaces and lesions come from a crop, which is enough."""
   box = crop(p, t)
   close = (np.ascontiguousarray(p[box]), np.ascontiguousarray(t[box]))
-  pair = surface_pair(*close, voxel_mm)
-  lesions = lesion_scores(*close, voxel_mm, pair)
-  return {
-    "dice": volumetric.dice(p, t),
-    "sensitivity": volumetric.sensitivity(p, t),
-    "specificity": volumetric.specificity(p, t, outside),
-    "precision": volumetric.precision(p, t),
-    "hd95_mm": hd95_mm(pair, hd95_of_empty),
-    "nsd_1mm": nsd(pair, tolerance_mm=1.0),
-    "lesionwise_dice": lesions.dice,
-    "lesionwise_hd95_mm": lesions.hd95_mm,
-    "lesions_found": float(lesions.found),
-    "lesions_missed": float(lesions.missed),
-    "lesions_false": float(lesions.false),
-    "truth_mm3": volumetric.volume_mm3(t, voxel_mm),
-    "predicted_mm3": volumetric.volume_mm3(p, voxel_mm),
-    "slice_dice_reference": volumetric.slice_dice_reference(p, t),
-  }
+  surfaces = surface_pair(*close, voxel_mm)
+  lesions = lesion_scores(*close, voxel_mm, surfaces)
+  return Masks(p, t, voxel_mm, outside, surfaces, lesions, hd95_of_empty)

@@ -71,7 +71,7 @@ def metric(key: str) -> Metric:
   """ "lesionwise_hd95_mm" -> "Lesion-wise HD95", "mm", " ↓", ..."""
   plain = key.removesuffix("_mm").removesuffix("_mm3").replace("_", " ")
   plain = plain.replace("lesionwise", "lesion-wise").replace("hd95", "HD95")
-  unit, better, description = METRICS.get(key, ("", "", ""))
+  unit, better, description = METRICS[key][:3] if key in METRICS else ("", "", "")
   if key.endswith("_mm3"):
     unit = "ml"
   elif key.endswith("_mm"):

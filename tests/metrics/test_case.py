@@ -56,7 +56,7 @@ def test_official_figures(name):
 def test_columns():
   assert columns()[:4] == ["dice_WT", "dice_TC", "dice_ET", "sensitivity_WT"]
   assert len(set(columns())) == 3 * len(METRICS)
-  assert all(better in ("higher", "lower", "") for _, better, _ in METRICS.values())
+  assert all(better in ("higher", "lower", "") for _, better, *_ in METRICS.values())
   predicted, truth = case()
   scores = score_case(predicted, truth, MM)
   assert list(scores) == columns()
@@ -108,7 +108,7 @@ def test_empty_masks(convention):
   penalty = HD95_OF_EMPTY[convention]
   assert penalty == (373.13 if convention == "brats2018" else 374)
   none, (_, truth) = np.zeros((24, 30, 20), np.uint8), case()
-  best = {m: 1 if better == "higher" else 0 for m, (_, better, _) in METRICS.items()}
+  best = {m: 1 if better == "higher" else 0 for m, (_, better, *_) in METRICS.items()}
   scores = score_case(none, none, MM, penalty)
   for region in REGIONS:
     assert {m: scores[f"{m}_{region}"] for m in METRICS} == best
