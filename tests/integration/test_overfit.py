@@ -17,11 +17,13 @@ from kd_jax.prediction import sliding_window
 from kd_jax.prediction.postprocess import NO_POSTPROCESSING
 from kd_jax.prediction.predictor import Prediction, Prepared
 from kd_jax.settings.data import CacheSettings, SamplingSettings
+from kd_jax.settings.inference import InferenceSettings
 from kd_jax.settings.model import ModelSettings
+from kd_jax.settings.training import GROUPS
 from kd_jax.tasks.names import MODALITIES
-from kd_jax.training import optimisers as optim
 from kd_jax.training import step
 from kd_jax.training.mesh import make_mesh
+from kd_jax.training.optimisers import optimizer
 from kd_jax.training.state import init_state
 
 STEPS = 450
@@ -37,7 +39,7 @@ def test_the_student_overfits_one_real_case(tmp_path):
 
   framework = Framework(ModelSettings(student=("t1ce",), teachers={}, filters=(8, 16, 32, 64)))
   settings = published.optimiser(learning_rate=3e-3, clip_norm=12.0)
-  optimizers = {group: optim.optimizer(settings, STEPS) for group in optim.GROUPS}
+  optimizers = {group: optimizer(settings, STEPS) for group in GROUPS}
   confidence = published.confidence()
   mesh = make_mesh(1, 1)
   one_step = step.compile_step(
@@ -60,9 +62,7 @@ def test_the_student_overfits_one_real_case(tmp_path):
   member = (framework.network, state.params["student"])
   volume = entry.images[[MODALITIES.index("t1ce")]]
   sizes = sliding_window.shapes(PATCH, 2.0, "brain", multiple=8)
-  probabilities = sliding_window.predict(
-    [member], volume, sizes, sliding_window.InferenceSettings()
-  )
+  probabilities = sliding_window.predict([member], volume, sizes, InferenceSettings())
   scan = nifti.read(case.images["t1ce"])
   predicted = Prediction(
     probabilities, Prepared(volume, entry.grid, scan), NO_POSTPROCESSING

@@ -236,7 +236,7 @@ def test_a_mixed_framework_learns(monkeypatch):
 def test_prediction_takes_about_as_much_memory_as_said(network):
   """By XLA's own account of a small window."""
   filters, side = (8, 16, 16, 16), 48  # few in the depth, so that kernels weigh little
-  framework = Framework(ModelSettings(("t1ce",), {}, filters, network=network))
+  framework = Framework(ModelSettings(("t1ce",), {}, network, filters=filters))
   params = jax.eval_shape(framework.init, KEY)["student"]
   x = jax.ShapeDtypeStruct((1, *[side] * 3, 1), jnp.float32)
   program = jax.jit(framework.network).lower(params, x).compile(compiler_options=QUICK)

@@ -23,7 +23,9 @@ STEPS_PER_EPOCH = 2
 class Linear:
   """In place of networks that take a minute to compile: one matrix each, voxel by voxel."""
 
-  spec = ModelSettings(("t1ce",), {"flair": ("flair",), "t2": ("t2",)}, (4, 4, 8, 8), 0)
+  spec = ModelSettings(
+    ("t1ce",), {"flair": ("flair",), "t2": ("t2",)}, filters=(4, 4, 8, 8), fusion_levels=0
+  )
 
   def init(self, key):
     keys = iter(jax.random.split(key, 3))
