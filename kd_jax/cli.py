@@ -14,6 +14,7 @@ from kd_jax.runtime.errors import ConfigError, UserError, printable
 # A mode imports what it needs itself: a mistyped flag is answered at once, and training does not
 # wait for what draws reports.
 if TYPE_CHECKING:
+  from kd_jax.data.cases import Naming
   from kd_jax.prediction.predictor import Predictor
   from kd_jax.runtime.terminal import Terminal
   from kd_jax.settings.run import Settings
@@ -148,6 +149,7 @@ def evaluate(call: Call) -> None:
       labels=_convention(call, "labels"),
       exclude_training_subjects=call.flags.exclude_training_subjects,
       name_mapping=call.path("name_mapping"),
+      naming=_naming(call) if call.flags.names or call.flags.patients else None,
     )
     summary = evaluate_students(_ensemble(call), choice, call.path("output"), call.terminal)
   check_complete(summary)
@@ -183,7 +185,7 @@ def predict(call: Call) -> None:
   predictor = _ensemble(call)
   convention = _output_convention(call, predictor)
   output = Output(call.needed_path("output"), convention, call.flags.probabilities)
-  predict(predictor, call.needed_path("input"), output, call.terminal)
+  predict(predictor, call.needed_path("input"), output, call.terminal, _naming(call).patterns)
 
 
 def visualize(call: Call) -> None:
@@ -193,7 +195,8 @@ def visualize(call: Call) -> None:
   predictor = _ensemble(call)
   convention = _output_convention(call, predictor)
   output = call.path("output") or Path("runs/visualize")
-  visualize(predictor, call.needed_path("input"), convention, output, call.terminal)
+  source, patterns = call.needed_path("input"), _naming(call).patterns
+  visualize(predictor, source, convention, output, call.terminal, patterns)
 
 
 def export_student(call: Call) -> None:
@@ -234,7 +237,10 @@ class Mode(NamedTuple):
 
 
 _MASKS = ("predictions", "truth", "labels", "prediction_labels", "output")
-_SCORED = ("data_root", "split", "exclude_training_subjects", "name_mapping", "labels", "output")
+_SCORED = (
+  *("data_root", "split", "exclude_training_subjects", "name_mapping", "labels", "output"),
+  *("names", "patients"),
+)
 MODES = {
   "train": Mode(train, ("config",), ("workdir",), shared=True),
   "prepare": Mode(prepare, ("config",), shared=True),
@@ -246,10 +252,10 @@ MODES = {
   "predict": Mode(
     predict,
     ("checkpoint", "input", "output"),
-    ("labels", "probabilities", *_INFERENCE),
+    ("labels", "names", "probabilities", *_INFERENCE),
     shared=True,
   ),
-  "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", *_INFERENCE)),
+  "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", "names", *_INFERENCE)),
   "export_student": Mode(export_student, ("checkpoint", "output")),
   "import_torch": Mode(import_torch, ("input", "output"), ("modality",)),
 }
@@ -276,6 +282,12 @@ def _ensemble(call: Call) -> "Predictor":
     raise ConfigError("--checkpoint and --workdir both name the student; give one")
   students = open_students(values.checkpoint or values.workdir)
   return Predictor(students, **{name: values[name].value for name in _INFERENCE})
+
+
+def _naming(call: Call) -> "Naming":
+  from kd_jax.data.cases import naming_of
+
+  return naming_of(call.flags.names or "", call.flags.patients or "")
 
 
 def _convention(call: Call, flag: str) -> str:

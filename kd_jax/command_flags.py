@@ -7,6 +7,7 @@ from absl import flags
 
 _CHECKPOINT = "A run, or an exported student; several, with commas, are averaged."
 _LABELS = "Label convention: brats2018 ... brats2021, brats2023, brats2024, or auto."
+_NAMES = 'Which file names mean which sequence: {"t1ce": "*post*"}, as data.names.'
 _MAPPING = "BraTS name_mapping.csv: who is who across the years."
 
 # Name -> (how absl defines it, default, what it means).
@@ -34,6 +35,8 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
   "split": (flags.DEFINE_string, None, "val or all: which cases to score."),
   "exclude_training_subjects": (flags.DEFINE_bool, False, "Leave them out instead of refusing."),
   "name_mapping": (flags.DEFINE_string, None, _MAPPING),
+  "names": (flags.DEFINE_string, None, _NAMES),
+  "patients": (flags.DEFINE_string, None, "CSV with columns case and patient, as data.patients."),
   "predictions": (flags.DEFINE_string, None, "A folder of masks to score, of any program."),
   "truth": (flags.DEFINE_string, None, "The folder of label maps to score them against."),
   "prediction_labels": (

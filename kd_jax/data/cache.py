@@ -18,6 +18,7 @@ from pathlib import Path
 from kd_jax.data.case_checks import missing_files, source_files
 from kd_jax.data.cases import Case
 from kd_jax.data.entry import build_entry, entry_key, file_hash, verify_entry
+from kd_jax.data.walk import dead_link
 from kd_jax.runtime import child_processes
 from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.runtime.files import is_abandoned, write_text
@@ -168,8 +169,10 @@ def _work(case: Case, cache_dir: Path, settings: CacheSettings, known: Mapping[s
       hashes[kind] = known.get(key) or file_hash(path)
       index[key] = (stat.st_size, stat.st_mtime_ns, hashes[kind])
   except OSError as e:
-    finding = f"cannot be read: {e.strerror or e}"
-    return None, [CaseError(case.name, path, finding, "Check the file's permissions.")], {}
+    finding, remedy = f"cannot be read: {e.strerror or e}", "Check the file's permissions."
+    if os.path.islink(path) and not os.path.exists(path):
+      finding, remedy = dead_link(path)
+    return None, [CaseError(case.name, path, finding, remedy)], {}
   return *build_entry(case, cache_dir, settings, hashes), index
 
 

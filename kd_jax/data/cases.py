@@ -1,21 +1,33 @@
-"""Which cases a folder holds: the file names of every BraTS year, recognised by themselves."""
+"""Which cases a folder holds, by the names of its files and folders; and what is left over."""
 
-import errno
 import os
 import re
-import stat
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from kd_jax.runtime.errors import ConfigError, UserError, did_you_mean
+from kd_jax.data.case_names import name_all
+from kd_jax.data.file_groups import Group, group_files
+from kd_jax.data.patients import read_patients
+from kd_jax.data.walk import File, Folder, walk
+from kd_jax.runtime.errors import CaseError, ConfigError, UserError, did_you_mean, some
 from kd_jax.tasks.labels import CONVENTIONS
-from kd_jax.tasks.names import MODALITIES, nifti_stem, parse_name, patient_of
+from kd_jax.tasks.names import (
+  KINDS,
+  MODALITIES,
+  Patterns,
+  is_label_map,
+  nifti_stem,
+  parse_patterns,
+)
+from kd_jax.tasks.patients import patient_of
 
 _LAYOUTS = (
   "expected case folders, at any depth, that hold files such as "
   "BraTS2021_00000/BraTS2021_00000_{flair,t1,t1ce,t2,seg}.nii.gz (2018-2021) or "
-  "BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t2f,t1n,t1c,t2w,seg}.nii.gz (2023, 2024)"
+  "BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t2f,t1n,t1c,t2w,seg}.nii.gz (2023, 2024); other names "
+  "can be explained (names: docs/names.md)"
 )
 
 
@@ -47,151 +59,190 @@ class Case:
     return self.seg, self.convention
 
 
+@dataclass(frozen=True)
+class Naming:
+  """What the user says of names.
+
+  Attributes:
+    patterns: which file names mean which sequence; see names.parse_patterns.
+    patients: case -> patient, for names that do not tell.
+  """
+
+  patterns: Patterns = field(default_factory=dict)
+  patients: Mapping[str, str] = field(default_factory=dict)
+
+
+class Found(NamedTuple):
+  """What a folder holds.
+
+  Attributes:
+    cases: sorted by name.
+    errors: images that belong to no case, or that cannot be told apart: somebody may miss them.
+    unused: other images and label maps beside the cases.
+    notes: lines on how names were understood.
+  """
+
+  cases: list[Case]
+  errors: list[CaseError]
+  unused: list[Path]
+  notes: list[str]
+
+
 def loose_case(name: str, images: dict[str, Path]) -> Case:
   """A case of loose images: its folder is the first image's, its patient follows from its name."""
   folder = next(iter(images.values())).parent
   return Case(name, patient_of(name), folder, images, None, None)
 
 
-def find_cases(root: str | os.PathLike, labels: str = "auto") -> list[Case]:
+def find_cases(
+  root: str | os.PathLike, labels: str = "auto", naming: Naming | None = None
+) -> list[Case]:
   """All cases under root (or root itself, if it is one), sorted by name.
 
   Args:
-    root: a folder; symbolic links are followed, each folder is visited once.
-    labels: the label convention of all cases, or "auto": BraTS-GLI-* as brats2024 (which reads
-      2023's labels too), other cases with 2023's file names as brats2023, the rest as brats2018.
+    root, labels, naming: as for `search`.
 
   Raises:
-    UserError: no such folder, no case in it, two files for one modality, two cases of one name.
-    ConfigError: an unknown convention.
+    UserError: as `search`; no case; the first of its errors.
+  """
+  found = search(root, labels, naming)
+  if found.errors:
+    raise found.errors[0]
+  if not found.cases:
+    raise no_case(root)
+  return found.cases
+
+
+def no_case(root: str | os.PathLike) -> UserError:
+  return UserError(f"no case found under {root}; {_LAYOUTS}")
+
+
+def naming_of(names: str, patients: str | os.PathLike) -> Naming:
+  """From the text of names.parse_patterns and the path of a table of patients; "" for neither.
+
+  Raises:
+    ConfigError: names cannot be read. UserError: the table cannot.
+  """
+  try:
+    patterns = parse_patterns(names)
+  except ValueError as e:
+    raise ConfigError(f"names = {names!r}: {e}") from e
+  return Naming(patterns, read_patients(patients) if patients else {})
+
+
+def told_unused(unused: Sequence[Path], root: str | os.PathLike) -> list[str]:
+  """What to say of the files that search leaves aside."""
+  if not unused:
+    return []
+  names = [os.path.relpath(path, os.path.expanduser(root)) for path in unused]
+  return [f"{len(names)} other files beside the cases are not read: {some(names)}"]
+
+
+def search(
+  root: str | os.PathLike,
+  labels: str = "auto",
+  naming: Naming | None = None,
+  wanted: Sequence[str] = KINDS,
+) -> Found:
+  """All cases under root (or root itself, if it is one), and what is left over.
+
+  Args:
+    root: a folder; symbolic links are followed, each folder is visited once. Names are those of
+      the path as it is given, whatever a link leads to.
+    labels: the label convention of all cases, or "auto": BraTS-GLI-* as brats2024 (which reads
+      2023's labels too), other cases with 2023's file names as brats2023, the rest as brats2018.
+    naming: what the user says of names.
+    wanted: of names.KINDS; two files of another kind are no error.
+
+  Raises:
+    UserError: no such folder, or one that cannot be read.
+    ConfigError: an unknown convention; patterns of two sequences that fit one file.
   """
   if labels != "auto" and labels not in CONVENTIONS:
     raise ConfigError(did_you_mean("label convention", labels, ("auto", *CONVENTIONS)))
   root = Path(os.path.expanduser(root))
   if not os.path.isdir(root):
     raise UserError(f"no data folder {root}; {_LAYOUTS}")
-  found = cases_under(root, labels)
-  if not found:
-    raise UserError(f"no case found under {root}; {_LAYOUTS}")
-  return found
+  naming = naming or Naming()
+  groups: list[Group] = []
+  errors: list[CaseError] = []
+  unused: list[Path] = []
+  leftovers: list[tuple[Folder, list[Group], list[File]]] = []
+  for folder in walk(root):
+    own, rest, bad = group_files(folder, naming.patterns, root, wanted)
+    groups += own
+    errors += bad
+    leftovers.append((folder, own, rest))
+  notes = name_all(groups, root)
+  homes = {
+    folder.path
+    for folder, own, _ in leftovers
+    if len(own) == 1 and (folder.path != root or own[0].key in ("", root.name))
+  }
+  for folder, own, rest in leftovers:
+    beside, missed = _leftover(folder, own, rest, homes)
+    unused += beside
+    errors += missed
+  cases = [_case(group, labels) for group in groups]
+  cases = [replace(case, patient=naming.patients.get(case.name, case.patient)) for case in cases]
+  return Found(sorted(cases, key=lambda case: case.name), errors, unused, notes)
 
 
-def cases_under(root: Path, labels: str = "auto") -> list[Case]:
-  """As find_cases, of a folder that exists; no case is no error."""
-  found: dict[str, Case] = {}
-  for folder, files in _folders(root):
-    for case in _cases_of(folder, files, labels):
-      if case.name in found:
-        raise UserError(
-          f"two cases named {case.name}: in {found[case.name].folder} and {case.folder}; "
-          "remove or rename one of them"
-        )
-      found[case.name] = case
-  return [found[name] for name in sorted(found)]
-
-
-def _folders(root: Path) -> list[tuple[Path, list[tuple[str, Path]]]]:
-  """Every folder under root with its NIfTI files as (name to judge it by, path)."""
-  found, seen, waiting = [], set(), [root]
-  while waiting:
-    folder = waiting.pop()
-    real = os.path.realpath(folder)
-    if real in seen:  # a link back up, or to a folder that was visited already
-      continue
-    seen.add(real)
-    files = []
-    for entry in sorted(visible(folder)):
-      mode = _mode(entry)
-      if stat.S_ISDIR(mode):
-        if (
-          nifti_stem(entry.name) is not None
-        ):  # a copy that holds X_flair.nii as a folder around one file
-          inside = [inner for inner in visible(entry) if nifti_stem(inner.name) is not None]
-          files += [(entry.name, inner) for inner in inside if stat.S_ISREG(_mode(inner))]
-        else:
-          waiting.append(entry)
-      elif nifti_stem(entry.name) is not None and stat.S_ISREG(mode):
-        files.append((entry.name, entry))
-    found.append((folder, files))
-  return found
-
-
-def _mode(entry: Path) -> int:
-  """What an entry is, as stat has it; 0 for a link to nowhere. UserError if it cannot be told."""
-  try:
-    return os.stat(entry).st_mode
-  except OSError as e:
-    if e.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
-      return 0
-    raise UserError(f"cannot look at {entry}: {e.strerror}; correct it, or take it away") from e
-
-
-def visible(folder: Path) -> list[Path]:
-  """A folder's entries, in no order, without hidden ones. UserError if it cannot be read."""
-  try:
-    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]  # "._x" too
-  except PermissionError as e:
-    raise UserError(f"cannot read the folder {folder}; check its permissions") from e
-  except OSError as e:  # a path that is too long, a folder that has just gone
-    raise UserError(f"cannot read the folder {folder}: {e.strerror or e}") from e
-
-
-def _cases_of(folder: Path, files: list[tuple[str, Path]], labels: str) -> list[Case]:
-  """The cases of one folder: files grouped by what stands before the modality."""
-  groups: dict[str, dict[str, Path]] = defaultdict(dict)
-  new_names = set()
-  for file_name, path in files:
-    parsed = parse_name(file_name)
-    if not parsed:
-      continue
-    name, kind = parsed.case or _own_name(folder), parsed.kind
-    if kind in groups[name]:
-      raise UserError(
-        f"two {kind} files for case {name}: {groups[name][kind]} and {path}; keep one"
-      )
-    groups[name][kind] = path
-    if parsed.new:
-      new_names.add(name)
-
-  _adopt_odd_seg(groups, files)
-  return [
-    Case(
-      name=name,
-      patient=patient_of(name),
-      folder=folder,
-      images={modality: kinds[modality] for modality in MODALITIES if modality in kinds},
-      seg=kinds.get("seg"),
-      convention=_convention(name, name in new_names) if labels == "auto" else labels,
-    )
-    for name, kinds in groups.items()
-    # A label map alone is a prediction or a loose file, unless the folder is named after it.
-    if set(kinds) - {"seg"} or name == _own_name(folder)
-  ]
-
-
-def _own_name(folder: Path) -> str:
-  return os.path.basename(os.path.realpath(folder))
-
-
-def _adopt_odd_seg(groups: dict[str, dict[str, Path]], files: list[tuple[str, Path]]) -> None:
-  """Give a folder's only case without a seg the label map that goes by another name.
-
-  A common copy of 2020 has W39_1998.09.19_Segm.nii as the label map of BraTS20_Training_355.
-  """
-  with_images = [name for name, kinds in groups.items() if set(kinds) - {"seg"}]
-  if len(with_images) != 1 or "seg" in groups[with_images[0]]:
-    return
-  odd = [path for name, path in files if re.search(r"segm?$", nifti_stem(name) or "", re.I)]
-  if len(odd) > 1:
-    raise UserError(
-      f"two seg files for case {with_images[0]}: {odd[0]} and {odd[1]}; keep one, "
-      f"or name it {with_images[0]}_seg.nii.gz"
-    )
-  if odd:
-    groups[with_images[0]]["seg"] = odd[0]
+def _case(group: Group, labels: str) -> Case:
+  kinds = group.kinds
+  return Case(
+    name=group.name,
+    patient=group.patient,
+    folder=group.folder,
+    images={modality: kinds[modality] for modality in MODALITIES if modality in kinds},
+    seg=kinds.get("seg"),
+    convention=_convention(group.name, group.new) if labels == "auto" else labels,
+  )
 
 
 def _convention(name: str, new_names: bool) -> str:
   if name.lower().startswith("brats-gli"):
     return "brats2024"
   return "brats2023" if new_names else "brats2018"
+
+
+# --- What is left over ------------------------------------------------------------------------
+
+
+def _leftover(
+  folder: Folder, groups: Sequence[Group], rest: Sequence[File], homes: set[Path]
+) -> tuple[list[Path], list[CaseError]]:
+  """Files beside the cases that belong to them, and files that somebody may miss.
+
+  Args:
+    groups: the folder's own.
+    homes: folders that hold one case alone.
+  """
+  inner = folder.path.parents if not groups else ()
+  whole = any(place in homes for place in (folder.path, *inner))
+  belonging, missed = [], []
+  for name, path in rest:
+    stem = nifti_stem(name) or name
+    near = any(
+      group.key and re.match(rf"{re.escape(group.key)}([_.\- ]|$)", stem) for group in groups
+    )
+    if whole or near or is_label_map(name):
+      belonging.append(path)
+    else:
+      missed.append(CaseError(stem, path, *not_understood(stem)))
+  if folder.foreign and not whole:
+    kinds = sorted({"".join(path.suffixes[-1:]) for path in folder.foreign})
+    finding = f"{len(folder.foreign)} images of another format ({', '.join(kinds)})"
+    remedy = "Convert them to NIfTI (DICOM with dcm2niix), or move them."
+    missed.append(CaseError(folder.path.name, folder.foreign[0], finding, remedy))
+  return belonging, missed
+
+
+def not_understood(stem: str, modality: str = "t1ce") -> tuple[str, str]:
+  """(finding, remedy) for an image whose name says nothing."""
+  finding = "its name does not say which sequence it is"
+  remedy = (
+    f"Rename it ({stem}_{modality}.nii.gz if it is a {modality}), explain it "
+    f'(names=\'{{"{modality}": "*post*"}}\', docs/names.md), or move it.'
+  )
+  return finding, remedy

@@ -8,12 +8,13 @@ from pathlib import Path
 import jax
 
 from kd_jax.data import cache, folds
-from kd_jax.data.cases import Case, find_cases
+from kd_jax.data.cases import Case, Found, naming_of, no_case, search, told_unused
 from kd_jax.data.demo import writer as demo
 from kd_jax.runtime import processes
-from kd_jax.runtime.errors import CaseError, UserError
+from kd_jax.runtime.errors import CaseError, UserError, some
 from kd_jax.runtime.terminal import error_table
 from kd_jax.settings.data import DataSettings
+from kd_jax.tasks.patients import unjoined
 
 # label -> (done, total, name of the latest) -> None: what shows progress, e.g. RunLog.progress.
 Progress = Callable[[str], Callable[..., None]]
@@ -50,7 +51,8 @@ def prepare(
       report = progress("writing demonstration cases")
       root = Path(settings.root)
       demo.write_dataset(root, settings.demo_cases, settings.demo_seed, workers, report)
-  cases = find_cases(settings.root, settings.labels)
+  found = find_all(settings, tell)
+  cases = found.cases
   own, bad = cache.prepare(
     processes.share(cases),
     settings.cache,
@@ -66,7 +68,33 @@ def prepare(
       f"process {jax.process_index()} cannot see {missing[0]}, which another one wrote: data.cache "
       "must lie where all processes see it"
     )
-  return cases, entries, processes.all_errors(bad)
+  return cases, entries, found.errors + processes.all_errors(bad)
+
+
+def find_all(settings: DataSettings, tell: Callable[[str], None] | None = None) -> Found:
+  """What is under the root, told where names may have been misunderstood. UserError if no case."""
+  naming = naming_of(settings.names, settings.patients)
+  found = search(settings.root, settings.labels, naming)
+  if not found.cases:
+    raise found.errors[0] if found.errors else no_case(settings.root)
+  unknown = [case.patient for case in found.cases if case.name not in naming.patients]
+  if tell and processes.first():
+    for line in found.notes + told_unused(found.unused, settings.root):
+      tell(line)
+    if groups := unjoined(unknown):
+      tell(
+        f"warning: {sum(map(len, groups))} cases have names that look like time points, and count "
+        f"as patients of their own: {some([name for names in groups for name in names])}. If they "
+        "are not, say whose they are: data.patients, a CSV file with the columns case and patient"
+      )
+    if naming.patients and (
+      missing := [c.name for c in found.cases if c.name not in naming.patients]
+    ):
+      tell(
+        f"{settings.patients} lacks {len(missing)} cases, whose names tell the patient: "
+        f"{some(missing)}"
+      )
+  return found
 
 
 def report(settings: DataSettings, progress: Progress, tell: Callable[[str], None]) -> None:

@@ -2,12 +2,14 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from kd_jax.data import nifti
+from kd_jax.data.own_masks import written_by_us
+from kd_jax.data.walk import walk
 from kd_jax.runtime.errors import UserError
 
 TRUTH = ("truth", "gt", "ground_truth", "groundtruth", "label", "labels", "seg", "segm", "mask")
@@ -26,14 +28,14 @@ def find_masks(root: Path, words: tuple[str, ...]) -> dict[str, Path]:
     words: TRUTH or PREDICTION; a file named only by another role's word is left aside.
 
   Raises:
-    UserError: no such folder, none in it, two files for one case.
+    UserError: no such folder, none in it, two files for one case, a link to nowhere.
   """
   if not os.path.isdir(root):
     raise UserError(f"no folder {root}")
   others = set(TRUTH + PREDICTION) - set(words)
   ending = re.compile(rf"[_-]({'|'.join(words)})$", re.IGNORECASE)
   found: dict[str, Path] = {}
-  for path in _nifti_files(root):
+  for path in _label_maps(root):
     stem = _NII.sub("", path.name)
     if stem.lower() in others:
       continue
@@ -67,9 +69,10 @@ def guess_convention(paths: Iterable[Path], progress: Callable[..., None]) -> st
   return {(3, 4): "brats2024", (4,): "brats2018"}.get(tuple(sorted(seen)), "brats2023")
 
 
-def _nifti_files(root: Path) -> list[Path]:
-  found = []
-  for folder, folders, files in os.walk(root):
-    folders[:] = sorted(name for name in folders if not name.startswith("."))
-    found += [Path(folder) / name for name in sorted(files) if _NII.search(name) and name[0] != "."]
-  return found
+def _label_maps(root: Path) -> Iterator[Path]:
+  """Every image under root; where masks lie beside their scans, the masks."""
+  for folder in walk(root):
+    if folder.broken:
+      raise folder.broken[0]
+    ours = written_by_us(folder.path)
+    yield from (path for name, path in folder.files if not ours or name in ours)

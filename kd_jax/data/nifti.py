@@ -31,6 +31,12 @@ _SLACK = 1 << 20  # bytes after the voxels that are borne: padding, some tool's 
 _PIECE = 1 << 20  # bytes read in one go
 _SLAB = 1 << 17  # voxels scaled in one go
 
+# How files begin that stand for content which was not fetched.
+_POINTERS = {
+  b"vers": "a Git LFS pointer: run git lfs pull",
+  b"/ann": "a git-annex pointer: run git annex get",
+}
+
 _LPS = orientations.axcodes2ornt(("L", "P", "S"))
 
 
@@ -67,6 +73,11 @@ def read(path: str | os.PathLike) -> Volume:
       raise ValueError("it is no regular file")
     with open(path, "rb") as file:
       return _decode(file)
+  except FileNotFoundError as e:
+    if os.path.islink(path):  # unfetched content, a disk that is not mounted
+      target = os.readlink(os.fspath(path))
+      raise ValueError(f"cannot be read: it is a link to {target}, which is not there") from e
+    raise ValueError(f"cannot be read: {e.strerror}") from e
   except OSError as e:
     raise ValueError(f"cannot be read: {e.strerror or e}") from e
 
@@ -156,7 +167,8 @@ def _header(file: io.BufferedIOBase) -> tuple[nib.Nifti1Header, np.ndarray]:
   elif size in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):  # 540
     kind = nib.Nifti2Header
   else:
-    raise ValueError("not a NIfTI file")
+    pointer = _POINTERS.get(size)
+    raise ValueError(f"not a NIfTI file, but {pointer}" if pointer else "not a NIfTI file")
   try:
     fixed = size + file.read(kind.template_dtype.itemsize - 4)
     as_stored = kind(fixed, check=False)

@@ -5,11 +5,8 @@ student be scored on its own training scans. Subjects are matched by patient id,
 name mapping and by what their images hold.
 """
 
-import csv
 import hashlib
-import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +17,9 @@ from kd_jax.data import nifti
 from kd_jax.data.cases import Case
 from kd_jax.runtime.arrays import bounding_box
 from kd_jax.runtime.errors import UserError
-from kd_jax.runtime.files import load_json, read_text, write_text
-from kd_jax.tasks.names import MODALITIES, patient_of
+from kd_jax.runtime.files import load_json, write_text
+from kd_jax.tasks.names import MODALITIES
+from kd_jax.tasks.patients import patient_of
 
 SUBJECTS_FILE = "subjects.json"  # in a run's work directory, and beside an exported student
 FORMAT = 1
@@ -112,53 +110,6 @@ def read_subjects(path: Path) -> tuple[list[Subject], list[Subject]]:
     ) from e
 
 
-def read_name_mapping(path: Path) -> list[frozenset[str]]:
-  """Who is who across the years, from a name_mapping.csv of BraTS.
-
-  Each row of the columns whose header holds "brats" or "subject" is one patient's ids; rows that
-  share an id are merged. A cell without a digit (empty, NA, Not available, Training) is no id.
-
-  Returns:
-    One set of lower-case ids for each patient with two ids or more; where a name has a time
-    point (BraTS-GLI-00000-000), the patient's id (brats-gli-00000) is there beside it.
-
-  Raises:
-    UserError: not a CSV file, or no two such columns.
-  """
-  path = Path(os.path.expanduser(path))
-  advice = "open it in a spreadsheet program and save it as CSV"
-  if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
-    raise UserError(f"{path} is a spreadsheet, not a CSV file; {advice}")
-  try:
-    text = read_text(path)
-  except OSError as e:
-    raise UserError(f"cannot read the name mapping {path}: {e.strerror or e}") from e
-  except ValueError as e:
-    raise UserError(f"{path} is not a text file ({e}); {advice}, encoded as UTF-8") from e
-  first = next((line for line in text.splitlines() if line.strip()), "")
-  separator = max(",;\t", key=first.count)  # spreadsheets of some languages write semicolons
-  reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
-  try:
-    rows = [row for row in reader if any(row)]
-  except csv.Error as e:  # a stray quote must not swallow the rest of the patients
-    raise UserError(f"{path}, line {reader.line_num}: {e}; {advice} again") from e
-  head = rows[0] if rows else []
-  columns = [i for i, h in enumerate(head) if "brats" in h.lower() or "subject" in h.lower()]
-  if len(columns) < 2:
-    raise UserError(
-      f"{path} has no two columns of subject ids (headers with 'BraTS' or 'subject', such as "
-      f"BraTS_2019_subject_ID), but {', '.join(head)[:200] or 'nothing'}"
-    )
-  patient_with: dict[str, frozenset[str]] = {}  # id -> all ids of that patient, so far
-  for row in rows[1:]:
-    cells = [row[i].strip().lower() for i in columns if i < len(row)]
-    ids = {name for name in cells if any(c.isdigit() for c in name)}
-    ids |= {patient_of(name) for name in ids}  # so that a patient's time points are merged too
-    merged = frozenset(ids.union(*(patient_with.get(name, ()) for name in ids)))
-    patient_with.update(dict.fromkeys(merged, merged))
-  return [ids for ids in dict.fromkeys(patient_with.values()) if len(ids) > 1]
-
-
 def find_known(
   cases: Sequence[Subject],
   known: Sequence[Subject],
@@ -177,7 +128,7 @@ def find_known(
     {name of a case: the first reason found}, in the order of cases; no entry for new cases.
   """
   # Digests throughout: it is the one form that every subject can be brought to.
-  known_by_id = {_digest(i): i for s in known for i in (s.patient, s.name)}
+  known_by_id = {_digest(i): i for s in known for i in (s.patient, s.name, patient_of(s.name))}
   known_by_image = {h: (m, s) for s in known for m, h in s.images.items() if h}
   patient_with = {_digest(i): ids for ids in mapping for i in ids}
 

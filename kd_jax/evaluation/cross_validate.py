@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from kd_jax.data import folds as folds_lib
-from kd_jax.data.cases import Case, find_cases
+from kd_jax.data.cases import Case
+from kd_jax.data.dataset import find_all
 from kd_jax.evaluation import summary as scores_lib
 from kd_jax.evaluation.compare import Scores, read_scores
 from kd_jax.evaluation.students import Choice, evaluate
@@ -79,7 +80,7 @@ def _gather(
     run_of |= dict.fromkeys(own, run)
   scores = {name: scores[name] for name in sorted(scores)}
   students = [open_student(run) for run in runs]
-  cases = find_cases(settings.data.root, settings.data.labels)
+  cases = find_all(settings.data).cases
   scored = [case for case in cases if case.name in scores]
   summary = scores_lib.summarise(
     f"{settings.name}: cross-validation, {len(runs)} folds, each case scored out of fold",

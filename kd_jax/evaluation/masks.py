@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.data import masks, nifti
-from kd_jax.data.cases import Case, find_cases
+from kd_jax.data.cases import Case, search
 from kd_jax.evaluation import summary as scores_lib
 from kd_jax.evaluation.case_results import CaseResults, data_facts, packed, score_against
 from kd_jax.report.illustrate import illustrate
@@ -120,7 +120,7 @@ def _truths(root: Path, convention: str, terminal: Terminal) -> list[Case]:
   if not root.is_dir():
     raise UserError(f"no folder {root}")
   try:
-    cases = [case for case in find_cases(root, convention) if case.seg]
+    cases = [case for case in search(root, convention).cases if case.seg]
   except UserError:
     cases = []
   if cases:

@@ -14,7 +14,8 @@ import numpy as np
 
 from kd_jax.data import folds, nifti
 from kd_jax.data import subjects as subjects_lib
-from kd_jax.data.cases import Case, find_cases
+from kd_jax.data.cases import Case, Naming, naming_of, no_case, search
+from kd_jax.data.patients import read_name_mapping
 from kd_jax.evaluation import summary as scores_lib
 from kd_jax.evaluation.case_results import CaseResults, data_facts, packed, score_against
 from kd_jax.prediction.predictor import Prediction, Predictor, predict_cases
@@ -41,6 +42,7 @@ class Choice:
     labels: the data's label convention, or "auto".
     exclude_training_subjects: leave them out instead of refusing.
     name_mapping: a BraTS name_mapping.csv, or None.
+    naming: what is said of names; None for what the run's settings say of its own data.
   """
 
   data_root: Path | None = None
@@ -48,6 +50,7 @@ class Choice:
   labels: str = "auto"
   exclude_training_subjects: bool = False
   name_mapping: Path | None = None
+  naming: Naming | None = None
 
 
 def evaluate(
@@ -68,7 +71,7 @@ def evaluate(
   students = predictor.students
   root, split = _where(students, choice)
   folder = output or _default_output(students, choice, root, split)
-  cases, facts = _cases(students, root, split, choice.labels)
+  cases, facts, lost = _cases(students, root, split, choice)
   found = find_training_subjects(predictor, cases, terminal, choice.name_mapping)
   if found and not choice.exclude_training_subjects:
     raise subjects_lib.refuse(found, len(cases))
@@ -82,6 +85,7 @@ def evaluate(
       f"window {predictor.settings.window}"
     )
   results = score_students(predictor, cases, terminal)
+  results.failed |= {error.case: error.reason for error in lost}
 
   own = len(students) == 1 and choice.data_root is None
   title = (
@@ -143,7 +147,7 @@ def find_training_subjects(
   if not known:
     terminal.line("warning: the student's training subjects are not known; no case can be refused")
     return {}
-  mapping = subjects_lib.read_name_mapping(name_mapping) if name_mapping else ()
+  mapping = read_name_mapping(name_mapping) if name_mapping else ()
   progress = terminal.progress("looking for training subjects")
 
   def subject(case: Case) -> subjects_lib.Subject:
@@ -198,15 +202,20 @@ def _default_output(students: Sequence[Student], choice: Choice, root: Path, spl
 
 
 def _cases(
-  students: Sequence[Student], root: Path, split: str, convention: str
-) -> tuple[list[Case], dict[str, Any]]:
-  """The cases to score, and facts on the split for the summary."""
-  settings = students[0].settings
-  if settings and convention == "auto" and str(root) == settings["data"]["root"]:
-    convention = settings["data"]["labels"]
-  cases = find_cases(root, convention)
+  students: Sequence[Student], root: Path, split: str, choice: Choice
+) -> tuple[list[Case], dict[str, Any], list[CaseError]]:
+  """The cases to score, facts on the split for the summary, and what is no case of the data."""
+  settings, convention, naming = students[0].settings, choice.labels, choice.naming
+  if settings and str(root) == settings["data"]["root"]:
+    own = settings["data"]
+    convention = own["labels"] if convention == "auto" else convention
+    naming = naming or naming_of(own.get("names", ""), own.get("patients", ""))
+  found = search(root, convention, naming)
+  cases = found.cases
+  if not cases:
+    raise found.errors[0] if found.errors else no_case(root)
   if split == "all":
-    return cases, {}
+    return cases, {}, found.errors
   path = Path(students[0].source) / FOLDS_FILE
   if not path.exists():
     raise UserError(f"{path.parent} has no {FOLDS_FILE}: which subjects it was trained on is lost")
@@ -221,7 +230,7 @@ def _cases(
     raise UserError(  # the folds were checked when they were made; a file may have been edited
       f"REFUSED: {len(both)} patients stand in training and validation: {some(sorted(both))}"
     )
-  return [by_name[name] for name in val], {"fold": fold, "folds": folds.count(kept)}
+  return [by_name[name] for name in val], {"fold": fold, "folds": folds.count(kept)}, []
 
 
 def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:

@@ -20,6 +20,7 @@ from kd_jax.runtime.terminal import Terminal, error_table, table
 from kd_jax.settings import record
 from kd_jax.settings.inference import MinimumSizes
 from kd_jax.tasks import labels
+from kd_jax.tasks.names import Patterns
 
 RECORD_FILE = "predict.json"
 
@@ -51,14 +52,23 @@ class Output:
     return all(os.path.exists(file) for file in files)
 
 
-def predict(predictor: Predictor, scans_path: Path, output: Output, terminal: Terminal) -> None:
+def predict(
+  predictor: Predictor,
+  scans_path: Path,
+  output: Output,
+  terminal: Terminal,
+  patterns: Patterns | None = None,
+) -> None:
   """Writes a mask for every scan that has none yet; several processes share the scans out.
 
   Raises:
     UserError: nothing to predict, an output that cannot be written, or (after all others were
       done) scans that could not be used.
   """
-  cases, failed = find_scans(scans_path, predictor.modalities)
+  cases, failed, notes = find_scans(scans_path, predictor.modalities, patterns)
+  if processes.first():
+    for note in notes:
+      terminal.line(note)
   total = len(cases) + len({error.case for error in failed})
   _protect_inputs(cases, output)
   _claim(predictor, output)

@@ -20,6 +20,7 @@ from kd_jax.data import grid as grids
 from kd_jax.data.cases import Case
 from kd_jax.data.preprocess import Image
 from kd_jax.data.scan_checks import check_scan
+from kd_jax.data.walk import dead_link
 from kd_jax.prediction import sliding_window
 from kd_jax.prediction.postprocess import postprocess
 from kd_jax.prediction.student import Student
@@ -193,6 +194,8 @@ def _read(case: Case, modality: str, warn: Warn) -> nifti.Volume:
     volume = nifti.read(path)
   except ValueError as e:
     remedy = "Give a 3-D NIfTI volume; if it was one, copy it again."
+    if path.is_symlink() and not path.exists():
+      remedy = dead_link(path)[1]
     raise CaseError(case.name, path, str(e), remedy) from e
   for finding in check_scan(volume, modality):
     if finding.severity == "error":

@@ -152,7 +152,7 @@ def _one_case(scan: Scan, modalities: Sequence[str]) -> Case:
   if isinstance(scan, Mapping):
     files = {modality: Path(os.path.expanduser(file)) for modality, file in scan.items()}
     return loose_case("scan", files)
-  cases, errors = find_scans(scan, modalities)
+  cases, errors, _ = find_scans(scan, modalities)
   if len(cases) + len(errors) > 1:
     names = [*(case.name for case in cases), *(error.case for error in errors)]
     raise UserError(

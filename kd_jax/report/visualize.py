@@ -12,10 +12,16 @@ from kd_jax.report import viewer
 from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.runtime.terminal import Terminal
 from kd_jax.tasks import labels
+from kd_jax.tasks.names import Patterns
 
 
 def visualize(
-  predictor: Predictor, path: Path, convention: str, output: Path, terminal: Terminal
+  predictor: Predictor,
+  path: Path,
+  convention: str,
+  output: Path,
+  terminal: Terminal,
+  patterns: Patterns | None = None,
 ) -> None:
   """Writes OUTPUT/CASE/{scan,prediction,truth}.nii.gz and view.html for every case that path means.
 
@@ -23,7 +29,9 @@ def visualize(
     UserError: the [report] extra is missing, no case, or (after the others) cases that failed.
   """
   viewer.niivue()  # if it is missing, say so before the work
-  cases, failed = find_scans(path, predictor.modalities)
+  cases, failed, notes = find_scans(path, predictor.modalities, patterns)
+  for note in notes:
+    terminal.line(note)
   progress = terminal.progress("drawing")
   for done, case in enumerate(cases, 1):
     try:

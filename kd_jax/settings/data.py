@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from kd_jax.settings.schema import FREE, Pattern, Range
+from kd_jax.settings.schema import FREE, Pattern, Range, Readable
 from kd_jax.tasks.labels import Convention
+from kd_jax.tasks.names import parse_patterns
 
 PATH = Pattern(r"(?s)[^\0]+", "expected a path")
+MAYBE_PATH = Pattern(r"(?s)[^\0]*", "expected a path")
+NAMES = Readable(parse_patterns)
 SHARE = Range(0, 1)
 SEED = Range(0, 2**32 - 1)
 MOST_ELASTIC = 12.0  # voxels; a deformation whose control points move 0.4 knots cannot fold
@@ -61,6 +64,12 @@ class DataSettings:
   labels: Annotated[
     Literal["auto", Convention], "what the numbers in label maps mean; `auto`: by file names"
   ] = "auto"
+  names: Annotated[
+    str, NAMES, FREE, 'which file names mean which sequence, as JSON: `{"t1ce": "*post*"}`'
+  ] = ""
+  patients: Annotated[
+    str, MAYBE_PATH, FREE, "CSV with columns case and patient, where names do not tell"
+  ] = ""
   cache: Annotated[
     str, PATH, FREE, "folder of prepared cases; several runs and data sets can share one"
   ] = "runs/cache"
@@ -73,9 +82,7 @@ class DataSettings:
   batch: Annotated[int, Range(1, 1 << 20), "samples a step, over all devices"] = 2
   folds: Annotated[int, Range(2, 1000), "cross-validation by patient"] = 5
   folds_seed: Annotated[int, SEED, "of the split into folds"] = 20
-  folds_file: Annotated[
-    str, Pattern(r"(?s)[^\0]*", "expected a path"), FREE, "JSON with folds to use instead"
-  ] = ""
+  folds_file: Annotated[str, MAYBE_PATH, FREE, "JSON with folds to use instead"] = ""
   fold: Annotated[int, Range(0, 999), "the fold to validate on"] = 0
   skip_bad_cases: Annotated[bool, FREE, "go on without cases that cannot be used"] = False
   prepare_workers: Annotated[

@@ -4,14 +4,14 @@
 
 From such fields come the checks of values (`build`), the flags, the table in docs/settings.md and
 the record of a run. In `Annotated` may stand: a text (what the setting means), `Range`,
-`MultipleOf`, `Distinct`, `Pattern` (what is allowed), `Before` and `FREE`.
+`MultipleOf`, `Distinct`, `Pattern`, `Readable` (what is allowed), `Before` and `FREE`.
 """
 
 import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from kd_jax.runtime.errors import ConfigError, did_you_mean
@@ -89,6 +89,21 @@ class Pattern(NamedTuple):
     return ""
 
 
+class Readable(NamedTuple):
+  """A text that a function can read; it raises a ValueError with what is expected."""
+
+  read: Callable[[str], object]
+
+  def check(self, name: str, value: str) -> None:
+    try:
+      self.read(value)
+    except ValueError as e:
+      raise ConfigError(f"{name} = {value!r}: {e}") from e
+
+  def __str__(self) -> str:
+    return ""
+
+
 class Before(NamedTuple):
   """The value that holds for records written before the setting existed."""
 
@@ -102,7 +117,7 @@ class _Free:
 # Such settings change where files are, how often the program reports, how fast or how long it runs;
 # not what a step computes.
 FREE = _Free()
-_CONSTRAINTS = (Range, OrUnset, MultipleOf, Distinct, Pattern)
+_CONSTRAINTS = (Range, OrUnset, MultipleOf, Distinct, Pattern, Readable)
 
 
 class Setting(NamedTuple):

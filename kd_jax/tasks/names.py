@@ -1,40 +1,87 @@
-"""File names of BraTS: which sequence a file holds, of which case, of which patient."""
+"""File names: which sequence a file holds, and of which case.
 
+BraTS names of every year are understood, those of public data sets (UPENN-GBM, UCSF-PDGM, LUMIERE,
+MU-Glioma-Post), BIDS, and the words that scanners and preprocessing tools leave. A name that fits
+two sequences is not understood: the user can say what it is (`parse_patterns`).
+"""
+
+import fnmatch
+import json
 import re
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
 Modality = Literal["flair", "t1", "t1ce", "t2"]
 MODALITIES: tuple[str, ...] = get_args(Modality)  # their order in every array of images
+KINDS = (*MODALITIES, "seg")
 
-# The end of a file's name, lower case -> what the file holds.
-_SUFFIXES = {
-  "flair": "flair",
-  "t1": "t1",
-  "t1ce": "t1ce",
-  "t2": "t2",
-  "t2f": "flair",  # the names of 2023 and 2024
-  "t1n": "t1",
-  "t1c": "t1ce",
-  "t2w": "t2",
-  "seg": "seg",
-  "segm": "seg",
-}
-_NEW_SUFFIXES = ("t1n", "t1c", "t2w", "t2f")
-_NAME = re.compile(
-  rf"^(?:(?P<case>.*)[_-])?(?P<suffix>{'|'.join(_SUFFIXES)})(?P<nii>\.nii(?:\.gz)?)\Z",
-  re.IGNORECASE | re.DOTALL,  # a file's name may hold line breaks
+Patterns = Mapping[str, tuple[str, ...]]  # kind -> patterns of file names, as a shell has them
+
+_SEP = r"[_\-. ]"
+_T1 = rf"t1(?:{_SEP}?(?:weighted|wi?))?"
+# Contrast medium: gadolinium, or "Kontrastmittel".
+_CONTRAST = "|".join(
+  (
+    rf"(?:post{_SEP}?)?(?:contrast{_SEP}?(?:enhanced)?|gado?(?:linium)?|gd|ce|\+?c|c\+)",
+    r"post|km|enhanced",
+  )
 )
+_WITHOUT = rf"(?:pre|non|no|without|wo){_SEP}?(?:contrast|gad|gd|ce|c)?|native|plain|n"
+_FLAIR = r"flair|fla|flr|fl"
+# What a file holds -> the words at the end of its name, lower case.
+_WORDS = {
+  "t1ce": rf"{_T1}{_SEP}?(?:{_CONTRAST})|(?:ce|gd|gad){_SEP}?{_T1}|ct1w?",
+  "t1": rf"{_T1}(?:{_SEP}?(?:{_WITHOUT}))?",
+  "flair": rf"(?:t2{_SEP}?w?{_SEP}?)?(?:{_FLAIR})|(?:{_FLAIR}){_SEP}?t2w?|t2f",
+  "t2": rf"t2(?:{_SEP}?(?:weighted|wi?))?",
+  "seg": rf"(?:tumou?r{_SEP}?)?(?:dseg|segm?|segmentation)|tumou?r{_SEP}?mask",
+}
+_ANY_SEQUENCE = "|".join(words for kind, words in _WORDS.items() if kind != "seg")
+# Steps of preprocessing that stand after the sequence; the last two say where it was registered to.
+_STEP = rf"{_SEP}(?:" + "|".join(
+  (
+    r"brain|bet2?|ss|(?:skull_?)?stripped|hd_?bet|synthstrip|(?:co)?reg(?:istered)?|aligned",
+    r"resampled|preproc(?:essed)?|r2s",
+    rf"(?:(?:to|in){_SEP}?)?(?:sri(?:24)?|mni(?:152)?|atlas)(?:{_SEP}?space)?",
+    rf"(?:to|in){_SEP}?(?:{_ANY_SEQUENCE})(?:{_SEP}?space)?)",
+  )
+)
+_ENDS = {
+  kind: re.compile(
+    rf"(?:(?P<case>.*?){_SEP})??(?P<word>{words})(?:{_STEP})*\Z", re.IGNORECASE | re.DOTALL
+  )
+  for kind, words in _WORDS.items()
+}
+# Two sequences side by side (T1_FLAIR, T1-T2) tell nothing; nor does a map of the brain's parts.
+_SEQUENCE_BEFORE = re.compile(rf"(?:^|.*{_SEP})(?:{_ANY_SEQUENCE})\Z", re.IGNORECASE | re.DOTALL)
+_OTHER_MAP = re.compile(
+  rf"(?:^|.*{_SEP})(?:brain|parenchyma|tissue|vessels?|skull|csf|gm|wm)\Z",
+  re.IGNORECASE | re.DOTALL,
+)
+_TARGET = re.compile(rf"(?:^|.*{_SEP})(?:to|in)\Z", re.IGNORECASE | re.DOTALL)
+_BRAIN = re.compile(rf"{_SEP}(?:brain|bet)\Z", re.IGNORECASE)
+_NEW = re.compile(r"t1n|t1c|t2w|t2f", re.IGNORECASE)  # what 2023 introduced
 _NII = re.compile(r"\.nii(?:\.gz)?\Z", re.IGNORECASE)
-_TIMEPOINT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d+$", re.IGNORECASE)
+
+# BIDS: sub-LABEL[_ses-LABEL][_ENTITY-LABEL ...]_SUFFIX
+_BIDS = re.compile(
+  r"(?P<case>sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)(?P<entities>(?:_[A-Za-z]+-[A-Za-z0-9+.]+)*)"
+  r"_(?P<suffix>T1w|T2w|FLAIR|dseg|T1|T2)\Z",
+  re.IGNORECASE,
+)
+_BIDS_CONTRAST = re.compile(
+  r"_(?:ce-(?!none|no_|pre)[A-Za-z0-9]+|acq-\w*(?:post|contrast|gad|gd|ce)\w*)(?:_|\Z)",
+  re.IGNORECASE,
+)
 
 
 class ParsedName(NamedTuple):
-  """What a BraTS file's name says.
+  """What a file's name says.
 
   Attributes:
-    case: the case's name; "" where nothing stands before the modality: there the folder's counts.
+    case: the case's name; "" where nothing stands before the sequence: there the folder's counts.
     kind: one of MODALITIES, or "seg".
-    new: whether the suffix is one that 2023 introduced.
+    new: whether the sequence's word is one that BraTS 2023 introduced.
   """
 
   case: str
@@ -42,19 +89,50 @@ class ParsedName(NamedTuple):
   new: bool
 
 
-def parse_name(file_name: str) -> ParsedName | None:
-  """What a BraTS file's name says, of any year; None for other names."""
-  match = _NAME.match(file_name)
-  if not match:
+def parse_name(
+  file_name: str, patterns: Patterns | None = None, *, told_only: bool = False
+) -> ParsedName | None:
+  """What a NIfTI file's name says; None where it says nothing, or two things.
+
+  Args:
+    patterns: what the user says of names; it goes before everything else. There, the case is what
+      the pattern's first * stands for.
+    told_only: nothing but the patterns counts.
+
+  Raises:
+    ValueError: two kinds have a pattern that fits.
+  """
+  stem = nifti_stem(file_name)
+  if stem is None:
     return None
+  if told := _told(file_name, stem, patterns or {}):
+    return told
+  if told_only:
+    return None
+  if match := _BIDS.match(stem):
+    return _parse_bids(match)
+  for kind, pattern in _ENDS.items():
+    match = pattern.match(stem)
+    if not match or _TARGET.match(match["case"] or ""):  # X_t2_to_t1ce is a t2
+      continue
+    case, word = match["case"] or "", match["word"]
+    if (_OTHER_MAP if kind == "seg" else _SEQUENCE_BEFORE).match(case):
+      return None
+    return ParsedName(_BRAIN.sub("", case), kind, bool(_NEW.fullmatch(word)))
+  return None
+
+
+def _parse_bids(match: re.Match[str]) -> ParsedName:
   suffix = match["suffix"].lower()
-  return ParsedName(match["case"] or "", _SUFFIXES[suffix], suffix in _NEW_SUFFIXES)
+  kind = {"t1w": "t1", "t2w": "t2", "dseg": "seg"}.get(suffix, suffix)
+  if kind == "t1" and _BIDS_CONTRAST.search(match["entities"]):
+    kind = "t1ce"
+  return ParsedName(match["case"], kind, False)
 
 
 def is_label_map(file_name: str) -> bool:
-  """Whether a BraTS file's name says that it is a label map."""
-  parsed = parse_name(file_name)
-  return parsed is not None and parsed.kind == "seg"
+  """Whether a file's name says that it is a label map, of a tumour or of something else."""
+  return _ENDS["seg"].match(nifti_stem(file_name) or "") is not None
 
 
 def nifti_stem(file_name: str) -> str | None:
@@ -62,7 +140,68 @@ def nifti_stem(file_name: str) -> str | None:
   return _NII.sub("", file_name) if _NII.search(file_name) else None
 
 
-def patient_of(name: str) -> str:
-  """BraTS-GLI-<patient>-<timepoint> without its time point; any other name as it is."""
-  match = _TIMEPOINT.match(name)
-  return match.group(1) if match else name
+def mentioned(file_name: str) -> set[str]:
+  """The sequences whose words stand anywhere in a name: axial_T2_tse.nii.gz has t2."""
+  stem = nifti_stem(file_name) or file_name
+  found, rest = set(), stem
+  for kind in ("t1ce", "flair", "t1", "t2"):  # what holds another's word comes first
+    word = re.compile(rf"(?:^|(?<={_SEP}))(?:{_WORDS[kind]})(?={_SEP}|\Z)", re.IGNORECASE)
+    rest, count = word.subn("", rest)
+    if count:
+      found.add(kind)
+  return found
+
+
+# --- What the user says of names ----------------------------------------------------------------
+
+
+def parse_patterns(text: str) -> dict[str, tuple[str, ...]]:
+  """{"t1ce": "*post*", "t2": ["*t2*", "*tse*"]} in JSON: which file names mean which sequence.
+
+  Raises:
+    ValueError: other text; the message says what is expected.
+  """
+  if not text.strip():
+    return {}
+  form = f'expected JSON such as {{"t1ce": "*post*"}}, with keys of {", ".join(KINDS)}'
+  try:
+    content = json.loads(text)
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"{form} ({e})") from e
+  if not isinstance(content, dict):
+    raise ValueError(form)
+  patterns = {}
+  for kind, value in content.items():
+    several = [value] if isinstance(value, str) else value
+    if kind not in KINDS or not isinstance(several, list) or not several:
+      raise ValueError(form)
+    if not all(isinstance(pattern, str) and pattern for pattern in several):
+      raise ValueError(form)
+    patterns[kind] = tuple(several)
+  return patterns
+
+
+def _told(file_name: str, stem: str, patterns: Patterns) -> ParsedName | None:
+  found: dict[str, str] = {}
+  for kind, several in patterns.items():
+    for pattern in several:
+      match = _match(pattern, file_name, stem)
+      if match is not None:
+        found.setdefault(kind, match)
+  if len(found) > 1:
+    raise ValueError(f"{file_name}: the names given fit {' and '.join(found)}; make them narrower")
+  for kind, case in found.items():
+    return ParsedName(case, kind, False)
+  return None
+
+
+def _match(pattern: str, file_name: str, stem: str) -> str | None:
+  """What the first * stands for, if the pattern fits the name with or without its ending."""
+  if pattern.startswith("*"):
+    head, tail = "(.*?)", pattern[1:]
+  else:
+    head, tail = "()", pattern
+  # translate gives (?s:...)\Z
+  regex = re.compile(head + fnmatch.translate(tail), re.IGNORECASE | re.DOTALL)
+  match = regex.match(stem) or regex.match(file_name)
+  return re.sub(rf"{_SEP}+\Z", "", match[1]) if match else None

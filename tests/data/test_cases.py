@@ -5,9 +5,11 @@ import os
 import pytest
 from synthetic import NEW, OLD, SHAPE, brats_root, make_case, seg, write
 
-from kd_jax.data.cases import find_cases
+from kd_jax.data.cases import find_cases, naming_of, search
+from kd_jax.data.own_masks import Entry, Journal, write_record
 from kd_jax.runtime.errors import ConfigError, UserError
-from kd_jax.tasks.names import MODALITIES, patient_of
+from kd_jax.tasks.names import MODALITIES
+from kd_jax.tasks.patients import patient_of
 
 LAYOUTS = [
   # folder under the root, suffixes, separator, extension, convention
@@ -111,10 +113,10 @@ def test_several_cases_in_one_folder(tmp_path):
 @pytest.mark.parametrize(
   ("files", "message"),
   [
-    (("X/X_t1.nii", "X/X_t1.nii.gz"), r"two t1 files for case X: .*X_t1\.nii and .*X_t1\.nii\.gz"),
-    (("X/X_flair.nii", "X/X-t2f.nii"), r"two flair files for case X: .*t2f.* and .*flair"),
-    (("X/X_t2.nii/a.nii", "X/X_t2.nii/b.nii"), r"two t2 files for case X: .*[ab]\.nii and .*[ab]"),
-    (("a/X/X_t1.nii", "b/X/X_t1.nii"), r"two cases named X: in .*/[ab]/X and .*/[ab]/X"),
+    (("X/X_t1.nii", "X/X_t1.nii.gz"), r"case X .*two t1 files: X_t1\.nii and X_t1\.nii\.gz"),
+    (("X/X_flair.nii", "X/X-t2f.nii"), r"case X .*two flair files: X-t2f.nii and X_flair.nii"),
+    (("X/X_t2.nii/a.nii", "X/X_t2.nii/b.nii"), r"case X .*two t2 files: a.nii and b.nii"),
+    (("X/X_t1.nii", "X/X_t1_brain.nii"), r"two t1 files: X_t1.nii and X_t1_brain.nii. Keep one"),
     (("readme.txt",), r"no case found under .*BraTS2021_00000"),
   ],
 )
@@ -168,3 +170,156 @@ def test_real_cases():
   assert (gli.patient, gli.convention) == ("BraTS-GLI-00000", "brats2024")
   assert gli.images["t2"].name.endswith("t2W.nii.gz")
   assert by_name["BraTS2021_00410"].convention == "brats2018"
+
+
+# Names, links and patients as other houses have them
+
+
+def images(*places):
+  """Four images for each CASE or FOLDER/: names that search must find."""
+  return [f"{place}{m}.nii.gz" for place in places for m in MODALITIES]
+
+
+@pytest.mark.parametrize(
+  ("files", "cases"),
+  [  # case -> patient
+    (images("P1/2019-01-02/", "P1/2019-06-02/"), {"P1_2019-01-02": "P1", "P1_2019-06-02": "P1"}),
+    (images("P1/ses-1/anat/", "P2/ses-1/anat/"), {"P1_ses-1": "P1", "P2_ses-1": "P2"}),
+    (images("P1/a/", "P1/b/", "P2/a/"), {"P1_a": "P1", "P1_b": "P1", "P2_a": "P2"}),
+    (
+      images("x/P1/", "x/P2/", "x/P3/", "y/P1/"),
+      {"x_P1": "P1", "P2": "P2", "P3": "P3", "y_P1": "P1"},
+    ),
+    (images("x/P1_", "y/P1_"), {"x_P1": "P1", "y_P1": "P1"}),
+    (images("P1/w1/P1_", "P1/visit2/P1_"), {"w1_P1": "P1", "P1_visit2": "P1"}),
+    (images("sub-1/ses-1/anat/sub-1_ses-1_"), {"sub-1_ses-1": "sub-1"}),
+    (images("UPENN-GBM-00001_11_", "UPENN-GBM-00001_21_"), dict.fromkeys(
+      ("UPENN-GBM-00001_11", "UPENN-GBM-00001_21"), "UPENN-GBM-00001")),
+  ],
+)  # fmt: skip
+def test_names_and_patients_come_from_folders_where_files_do_not_tell(tmp_path, files, cases):
+  touch(tmp_path, *files)
+  assert {case.name: case.patient for case in find_cases(tmp_path)} == cases
+
+
+def test_names_that_were_made_unique_are_told(tmp_path):
+  touch(tmp_path, *images("x/P1_", "y/P1_", "y/P2_"))
+  (note,) = search(tmp_path).notes
+  assert "x_P1, y_P1" in note and "P2" not in note
+  touch(tmp_path / "folders", *images("P1/a/", "P1/b/", "P2/a/"))
+  (note,) = search(tmp_path / "folders").notes
+  assert "patients are named after the folders above: P1, P2" in note
+
+
+def test_a_table_says_who_the_patients_are(tmp_path):
+  touch(tmp_path, *images("A_1_", "A_2_", "B_1_"))
+  (tmp_path / "who.csv").write_text("scanner;Case;Patient\nx;A_1;anna\nx;A_2;anna\n")
+  cases = find_cases(tmp_path, naming=naming_of("", tmp_path / "who.csv"))
+  assert {case.name: case.patient for case in cases} == {
+    "A_1": "anna",
+    "A_2": "anna",
+    "B_1": "B_1",
+  }
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ("a,b\n1,2\n", "no columns 'case' and 'patient', but a, b"),
+    ("case,patient\nA,\n", "row 2: a case or a patient is missing"),
+    ("case,patient\nA,x\nA,y\n", "case A has two patients, x and y"),
+    ("", "but nothing"),
+  ],
+)
+def test_a_table_that_cannot_be_used(tmp_path, content, message):
+  (tmp_path / "who.csv").write_text(content)
+  with pytest.raises(UserError, match=message):
+    naming_of("", tmp_path / "who.csv")
+
+
+def test_names_follow_links_as_they_are_given(tmp_path):
+  """A link may stand for a pseudonym."""
+  touch(tmp_path / "archive", *images("SMITH/", "JONES/JONES_"))
+  (tmp_path / "data" / "P2").mkdir(parents=True)
+  os.symlink(tmp_path / "archive" / "SMITH", tmp_path / "data" / "P1")
+  for m in MODALITIES:
+    os.symlink(tmp_path / f"archive/JONES/JONES_{m}.nii.gz", tmp_path / f"data/P2/{m}.nii.gz")
+  assert [case.name for case in find_cases(tmp_path / "data")] == ["P1", "P2"]
+  assert [case.name for case in find_cases(tmp_path / "data" / "P1")] == ["P1"]
+
+
+def test_links_to_nowhere_are_named(tmp_path):
+  touch(tmp_path, *images("P1/", "P2/"))
+  (tmp_path / "P1" / "t1ce.nii.gz").unlink()
+  os.symlink("../gone.nii.gz", tmp_path / "P1" / "t1ce.nii.gz")
+  os.symlink("/mnt/absent/P3", tmp_path / "P3")
+  os.symlink("gone.json", tmp_path / "notes.json")  # no image
+  found = search(tmp_path)
+  assert list(found.cases[0].images) == list(MODALITIES)  # reading P1's says what is wrong
+  (error,) = found.errors
+  assert (error.case, error.finding) == ("P3", "a link to /mnt/absent/P3, which is not there")
+
+
+def test_every_image_is_used_or_listed(tmp_path):
+  used = images("P1/P1_", "P2/P2_")
+  unused = ["P1/P1_mask.nii.gz", "P1/dwi.nii", "P1/more/adc.nii.gz", "maps/P2_seg.nii.gz"]
+  missed = ["P3/scan.nii", "P2_T1_MPRAGE_post.nii.gz", "P4/P4_t1ce.nrrd", "P5/IM_1.dcm"]
+  touch(tmp_path, *used, *unused, *missed, "P1/P1_t1.json", "P1/raw.mha", "P5/IM_2.dcm", "a.txt")
+  found = search(tmp_path)
+  assert [case.name for case in found.cases] == ["P1", "P2"]
+  assert sorted(found.unused) == sorted(tmp_path / file for file in unused)
+  assert sorted(error.file for error in found.errors) == sorted(str(tmp_path / f) for f in missed)
+  assert any("2 images of another format (.dcm)" in error.finding for error in found.errors)
+
+
+def test_a_stray_in_a_flat_folder_is_missed_not_unused(tmp_path):
+  touch(
+    tmp_path, *images("P1_", "site/P2_", "site/P3_"), "other.nii.gz", "site/x.nii", "P1_dwi.nii"
+  )
+  found = search(tmp_path)
+  assert [error.case for error in found.errors] == ["other", "x"]
+  assert found.unused == [tmp_path / "P1_dwi.nii"]
+
+
+@pytest.mark.parametrize("folder", ["", "P1/"])
+def test_names_can_be_explained(tmp_path, folder):
+  files = {
+    "t1ce": "P1_ax_post",
+    "t1": "P1_ax_pre",
+    "t2": "P1_t2",
+    "flair": "P1_dark",
+    "seg": "P1_roi",
+  }
+  touch(tmp_path, *[f"{folder}{name}.nii.gz" for name in files.values()])
+  patterns = '{"t1ce": "*_ax_post", "t1": "*_ax_pre", "flair": "*dark*", "seg": ["*_roi"]}'
+  (case,) = find_cases(tmp_path, naming=naming_of(patterns, ""))
+  assert case.name == "P1"
+  assert {kind: path.name for kind, path in (case.images | {"seg": case.seg}).items()} == {
+    kind: f"{name}.nii.gz" for kind, name in files.items()
+  }
+
+
+def test_an_explained_folder_gives_the_name_where_files_do_not(tmp_path):
+  for patient in ("P1", "P2"):
+    touch(tmp_path / patient, "post.nii", "pre.nii", "axial.nii", "dark.nii")
+  patterns = '{"t1ce": "post", "t1": "pre", "t2": "ax*", "flair": "dark"}'
+  assert [c.name for c in find_cases(tmp_path, naming=naming_of(patterns, ""))] == ["P1", "P2"]
+
+
+def test_patterns_that_fit_one_file_twice_are_refused(tmp_path):
+  touch(tmp_path, "P1/post_t2.nii.gz")
+  with pytest.raises(ConfigError, match=r"post_t2.nii.gz: the names given fit t1ce and t2"):
+    search(tmp_path, naming=naming_of('{"t1ce": "*post*", "t2": "*t2*"}', ""))
+  with pytest.raises(ConfigError, match="expected JSON such as"):
+    naming_of("*post*", "")
+
+
+def test_masks_that_predict_wrote_are_no_images(tmp_path):
+  touch(tmp_path, *images("P1/"), "P1/P1.nii.gz", "Q.nii.gz", "Q_WT.nii.gz")
+  for folder, names in ((tmp_path, ["Q.nii.gz", "Q_WT.nii.gz"]), (tmp_path / "P1", ["P1.nii.gz"])):
+    entry = Entry({}, dict.fromkeys(names, "0" * 64))
+    Journal(folder).note("x", entry)
+    write_record(folder, {})
+  found = search(tmp_path)
+  assert [case.name for case in found.cases] == ["P1"]
+  assert not found.errors and not found.unused

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from synthetic import AFFINE, LARGE, make_case, write
 
 from kd_jax.data import cache, folds, masks
-from kd_jax.data.cases import find_cases
+from kd_jax.data.cases import find_cases, search
 from kd_jax.data.scans import find_scans
 from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.runtime.files import write_bytes
@@ -104,7 +104,7 @@ def test_any_folder(places, entries):
   assert sorted(os.walk(root)) == before
 
 
-def test_links_in_circles_and_pipes_are_passed_over(tmp_path):
+def test_links_in_circles_and_pipes_are_named(tmp_path):
   case = make_case(tmp_path / "data" / "A")
   (case / "up").symlink_to(tmp_path / "data")
   (tmp_path / "data" / "self").symlink_to("self")
@@ -115,8 +115,11 @@ def test_links_in_circles_and_pipes_are_passed_over(tmp_path):
   (tmp_path / "data" / "B" / "B_t1.nii.gz").symlink_to("B_t1.nii.gz")
   (tmp_path / "data" / "C" / "C_t1.nii").mkdir(parents=True)
   os.mkfifo(tmp_path / "data" / "C" / "C_t1.nii" / "x.nii")
-  (found,) = find_cases(tmp_path / "data")
-  assert found.name == "A"
+  found = search(tmp_path / "data")
+  assert [case.name for case in found.cases] == ["A", "B"]  # a link to itself may be meant as B's
+  assert sorted(error.case for error in found.errors) == [
+    *("B_t1ce.nii.gz", "C_t1.nii", "one", "self", "two"),
+  ]
 
 
 def test_a_tree_deeper_than_any_path_is_refused_in_words(tmp_path):
@@ -183,7 +186,7 @@ def test_lists(places, lines, tail):
   content = "\n".join(line for line in lines if line not in ("/", "..", "../..")).encode()
   (folder / "list.txt").write_bytes(content + tail)
   try:
-    scans, _ = find_scans(folder / "list.txt", T1CE)
+    scans = find_scans(folder / "list.txt", T1CE).cases
   except UserError as e:
     assert str(e).strip()
   else:

@@ -8,8 +8,10 @@ import pytest
 from synthetic import NEW, OLD, brats_root, make_case
 
 from kd_jax.data.cases import loose_case
+from kd_jax.data.own_masks import Entry, Journal
 from kd_jax.data.scans import find_scans
 from kd_jax.runtime.errors import UserError
+from kd_jax.tasks.names import parse_patterns
 
 T1CE = ("t1ce",)
 
@@ -22,7 +24,7 @@ def touch(root, *names):  # only names count: no image is opened
 
 
 def names(path, modalities=T1CE):
-  scans, errors = find_scans(path, modalities)
+  scans, errors, _ = find_scans(path, modalities)
   assert not errors
   return [scan.name for scan in scans]
 
@@ -46,7 +48,7 @@ def names(path, modalities=T1CE):
 def test_a_file(tmp_path, file, name):
   path = tmp_path / "anna" / file
   touch(path.parent, file)
-  assert find_scans(path, T1CE) == ([loose_case(name, {"t1ce": path})], [])
+  assert find_scans(path, T1CE) == ([loose_case(name, {"t1ce": path})], [], [])
 
 
 @pytest.mark.parametrize("file", ["X_flair.nii.gz", "X-t2w.nii", "t1.nii.gz"])
@@ -80,7 +82,7 @@ def test_several_modalities_need_names(tmp_path, where):
 def test_cases_at_any_depth(tmp_path, suffixes, separator, convention):
   for name in ("B", "A"):
     make_case(tmp_path / "deep" / "er" / name, suffixes, separator)
-  scans, errors = find_scans(tmp_path, T1CE)
+  scans, errors, _ = find_scans(tmp_path, T1CE)
   assert not errors
   folder = tmp_path / "deep" / "er" / "A"
   image = folder / f"A{separator}{suffixes['t1ce']}.nii.gz"
@@ -94,7 +96,7 @@ def test_cases_at_any_depth(tmp_path, suffixes, separator, convention):
 
 def test_cases_need_the_students_modality_and_nothing_else(tmp_path):
   touch(tmp_path, "A/A_t1ce.nii.gz", "B/B_flair.nii.gz", "B/B_seg.nii.gz", "C/C_seg.nii.gz")
-  scans, errors = find_scans(tmp_path, T1CE)
+  scans, errors, _ = find_scans(tmp_path, T1CE)
   assert scans == [loose_case("A", {"t1ce": tmp_path / "A" / "A_t1ce.nii.gz"})]
   assert [error.case for error in errors] == ["B", "C"]
   assert "no t1ce image" in str(errors[0])
@@ -110,7 +112,7 @@ def test_a_flat_folder_of_cases(tmp_path):
 def test_a_stray_beside_cases_is_named(tmp_path):
   """Somebody may wait for its mask."""
   touch(tmp_path, "Ann_t1ce.nii.gz", "Anna.nii.gz", "Ann_mask.nii.gz", "Ann.nii")
-  scans, (error,) = find_scans(tmp_path, T1CE)
+  scans, (error,), _ = find_scans(tmp_path, T1CE)
   assert [scan.name for scan in scans] == ["Ann"]
   assert (error.case, error.file) == ("Anna", str(tmp_path / "Anna.nii.gz"))
   assert "Anna_t1ce.nii.gz" in error.remedy
@@ -164,7 +166,7 @@ def test_nnunet_with_dataset_json(tmp_path, place, content, channel):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    ('{"channel_names": {"0": "T2"}}', r"reads t1ce, and dataset.json of .* \(0: T2\)"),
+    ('{"channel_names": {"0": "T2"}}', r"reads t1ce, and .*dataset.json has .* \(0: T2\)"),
     ('{"channel_names": {"0": "T1ce", "1": "t1c"}}', "names two channels t1ce"),
     ('{"channel_names": ["T1ce"]}', "no usable"),
     ('{"labels": {}}', "no usable"),
@@ -196,8 +198,8 @@ def test_the_data_set_instead_of_its_images(tmp_path):
 def test_loose_files(tmp_path):
   touch(tmp_path, "scan2.nii", "scan1.nii.gz", "seg.nii.gz", "scan1_seg.nii.gz", "._scan1.nii.gz")
   touch(tmp_path, "notes.txt", "deeper/scan3.nii.gz")
-  scans, errors = find_scans(tmp_path, T1CE)
-  assert not errors
+  scans, (error,), _ = find_scans(tmp_path, T1CE)
+  assert (error.case, error.file) == ("scan3", str(tmp_path / "deeper" / "scan3.nii.gz"))
   assert scans == [
     loose_case("scan1", {"t1ce": tmp_path / "scan1.nii.gz"}),
     loose_case("scan2", {"t1ce": tmp_path / "scan2.nii"}),
@@ -257,7 +259,6 @@ def test_a_wrong_list(tmp_path, content, message):
   [
     (("x.nii", "x.nii.gz"), r"two scans named x: .*x.nii and .*x.nii.gz"),
     (("x.nii.gz", "X.nii.gz"), r"two scans named x: .*X.nii.gz and .*x.nii.gz"),
-    (("a/X_t1ce.nii", "b/X_t1ce.nii"), "two cases named X"),
   ],
 )
 def test_two_scans_of_one_name(tmp_path, files, message):
@@ -283,3 +284,117 @@ def test_an_unreadable_folder(tmp_path, monkeypatch):
   monkeypatch.setattr(type(tmp_path), "iterdir", refuse)  # root may read everything
   with pytest.raises(UserError, match="cannot read the folder"):
     find_scans(tmp_path, T1CE)
+
+
+# Other houses' folders
+
+
+FOUR = ("FLAIR", "T1w", "T1gd", "T2w")
+
+
+def nnunet(root, *cases, names=FOUR):
+  touch(root / "imagesTs", *[f"{c}_{k:04}.nii.gz" for c in cases for k in range(len(names))])
+  content = {"channel_names": {str(k): name for k, name in enumerate(names)}}
+  (root / "dataset.json").write_text(json.dumps(content))
+  return root / "imagesTs"
+
+
+@pytest.mark.parametrize(
+  "stray", ["X.nii.gz", "other.nii", "brain_mask.nii.gz", "Z_t1ce.nii.gz", "more/Y_0002.nii.gz"]
+)
+def test_strays_do_not_change_how_an_nnunet_folder_is_read(tmp_path, stray):
+  folder = nnunet(tmp_path, "X", "Y")
+  touch(folder, stray, "X_seg.nii.gz", ".X_0002.nii.gz")
+  scans, (error,), _ = find_scans(folder, T1CE)
+  assert [scan.images["t1ce"].name for scan in scans] == ["X_0002.nii.gz", "Y_0002.nii.gz"]
+  assert error.file == str(folder / stray)
+
+
+def test_strays_beside_channels_without_a_dataset_json(tmp_path):
+  touch(tmp_path, "X_0000.nii.gz", "other.nii.gz", "Y_0000.nii")
+  scans, (error,), _ = find_scans(tmp_path, T1CE)
+  assert [scan.name for scan in scans] == ["X", "Y"]
+  assert error.case == "other"
+
+
+def test_a_channel_given_alone_or_in_a_list_is_what_dataset_json_says(tmp_path):
+  folder = nnunet(tmp_path, "X", "Y")
+  (tmp_path / "list.txt").write_text("imagesTs/X_0002.nii.gz\nimagesTs/Y_0002.nii.gz\n")
+  assert names(folder / "X_0002.nii.gz") == ["X"]
+  assert names(tmp_path / "list.txt") == ["X", "Y"]
+  for channel, said in ((0, "FLAIR"), (3, "T2w"), (7, "not named")):
+    touch(folder, f"X_{channel:04}.nii.gz")
+    with pytest.raises(UserError, match=rf"channel {channel:04} is {said} by .*dataset.json.*0002"):
+      find_scans(folder / f"X_{channel:04}.nii.gz", T1CE)
+
+
+def test_a_channel_among_others_of_unknown_meaning_is_refused(tmp_path):
+  touch(tmp_path, "X_0000.nii.gz", "X_0001.nii.gz")
+  with pytest.raises(UserError, match=r"channels 0000 to 0001 and no dataset.json"):
+    find_scans(tmp_path / "X_0000.nii.gz", T1CE)
+
+
+@pytest.mark.parametrize("name", ["P2_T1GD", "t1_post_contrast", "sub-2_ce-gd_T1w", "P2_t1c_bet"])
+def test_other_houses_names(tmp_path, name):
+  touch(tmp_path, "P1/P1_t1ce.nii.gz", f"P2/{name}.nii.gz")
+  assert len(names(tmp_path)) == 2
+
+
+def test_a_missing_scan_is_named_with_what_was_not_understood(tmp_path):
+  touch(tmp_path, "P1/P1_t1ce.nii", "P2/P2_flair.nii", "P2/T1_MPRAGE_post.nii", "P3/x.nii.gz")
+  scans, errors, notes = find_scans(tmp_path, T1CE)
+  assert [scan.name for scan in scans] == ["P1"]
+  assert [error.case for error in errors] == ["P2", "x"]
+  assert errors[0].finding == "no t1ce image (not understood: T1_MPRAGE_post.nii)"
+  assert "1 other files beside the cases are not read: P2/T1_MPRAGE_post.nii" in notes[0]
+  patterns = parse_patterns('{"t1ce": "*post"}')
+  assert [scan.name for scan in find_scans(tmp_path, T1CE, patterns).cases] == ["P1", "P2"]
+
+
+def test_loose_files_that_speak_of_another_sequence(tmp_path):
+  touch(tmp_path, "a.nii", "b_T2_tse_ax.nii", "c_t1_gd_2.nii")
+  scans, (error,), _ = find_scans(tmp_path, T1CE)
+  assert [scan.name for scan in scans] == ["a", "c_t1_gd_2"]
+  assert "this is a t2 image" in error.finding
+  with pytest.raises(UserError, match="this is a t2 image"):
+    find_scans(tmp_path / "b_T2_tse_ax.nii", T1CE)
+
+
+def test_two_files_matter_only_for_what_the_student_reads(tmp_path):
+  touch(tmp_path, "P1/t1ce.nii", "P1/t2.nii", "P1/t2_brain.nii", "P2/t1ce.nii", "P2/t1ce_brain.nii")
+  scans, (error,), _ = find_scans(tmp_path, T1CE)
+  assert [scan.name for scan in scans] == ["P1"]
+  assert (error.case, error.finding) == ("P2", "two t1ce files: t1ce.nii and t1ce_brain.nii")
+
+
+@pytest.mark.parametrize("scan", ["P1_t1ce.nii.gz", "P1_0000.nii.gz", "P1 scan.nii.gz"])
+def test_masks_beside_their_scans_are_not_scans(tmp_path, scan):
+  touch(tmp_path, scan)
+  (case,) = find_scans(tmp_path, T1CE).cases
+  masks = [f"{case.name}{end}.nii.gz" for end in ("", "_WT", "_TC", "_ET")]
+  if scan in masks:  # predict refuses to overwrite its input
+    masks = masks[1:]
+  touch(tmp_path, *masks)
+  assert find_scans(tmp_path, T1CE) != ([case], [], [])
+  Journal(tmp_path).note(case.name, Entry({}, dict.fromkeys(masks, "0")))
+  assert find_scans(tmp_path, T1CE) == ([case], [], [])
+  with pytest.raises(UserError, match="a mask or a map of --mode=predict"):
+    find_scans(tmp_path / masks[-1], T1CE)
+
+
+def test_links_give_their_own_names(tmp_path):
+  touch(tmp_path, "pool/SMITH_t1ce.nii.gz", "pool/JONES.nii.gz")
+  (tmp_path / "study" / "P1").mkdir(parents=True)
+  os.symlink("../../pool/SMITH_t1ce.nii.gz", tmp_path / "study" / "P1" / "t1ce.nii.gz")
+  assert names(tmp_path / "study" / "P1" / "t1ce.nii.gz") == names(tmp_path / "study") == ["P1"]
+  os.symlink("../pool/JONES.nii.gz", tmp_path / "study" / "P2_t1ce.nii.gz")
+  assert names(tmp_path / "study" / "P2_t1ce.nii.gz") == ["P2"]
+  os.symlink("gone.nii.gz", tmp_path / "study" / "P3_t1ce.nii.gz")
+  with pytest.raises(UserError, match=r"P3_t1ce.nii.gz: a link to gone.nii.gz.*git annex get"):
+    find_scans(tmp_path / "study" / "P3_t1ce.nii.gz", T1CE)
+
+
+def test_dated_folders_are_their_patients(tmp_path):
+  touch(tmp_path, "P1/2019-01-02/t1ce.nii", "P2/2019-01-02/t1ce.nii")
+  assert names(tmp_path) == ["P1_2019-01-02", "P2_2019-01-02"]
+  assert names(tmp_path / "P1/2019-01-02/t1ce.nii") == ["P1_2019-01-02"]

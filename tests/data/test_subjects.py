@@ -10,12 +10,12 @@ from synthetic import AFFINE, NEW, brats_root, images, make_case, write
 
 from kd_jax.data import nifti
 from kd_jax.data.cases import find_cases
+from kd_jax.data.patients import read_name_mapping
 from kd_jax.data.subjects import (
   Subject,
   anonymous,
   content_hash,
   find_known,
-  read_name_mapping,
   read_subjects,
   refuse,
   subject_of,

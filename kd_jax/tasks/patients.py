@@ -1,0 +1,60 @@
+"""Whose scan a case is, by its name: several time points are one patient.
+
+Public data sets write the time point behind the patient. Known forms are joined; others only look
+like time points, and are told (`unjoined`): two patients must not become one.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+_SEP = r"[_\-. ]"
+_DATE = r"(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d|[0-3]\d[-_.][01]\d[-_.](?:19|20)\d\d"
+# A time point in words, with its number.
+_POINT = (
+  rf"(?:ses(?:sion)?|visit|week|month|time{_SEP}?point|tp|time|fu|follow{_SEP}?up|baseline|"
+  rf"(?:pre|post|intra){_SEP}?op)(?:{_SEP}?\d+[a-z]?(?:{_SEP}\d+)*)?|ses-[a-z0-9]+"
+)
+_TIME_POINT = re.compile(rf"(?:{_DATE}|{_POINT})\Z", re.IGNORECASE)
+_PATIENT = [
+  re.compile(pattern, re.IGNORECASE | re.DOTALL)
+  for pattern in (
+    r"(BraTS-[A-Za-z]+-\d+)-\d+",
+    r"(UPENN-GBM-\d+)_\d+",
+    r"(UCSF-PDGM-\d+)_FU\w*",
+    r"(sub-[A-Za-z0-9]+)(?:_.*)?",  # BIDS
+    rf"(.*?[A-Za-z0-9]){_SEP}(?:{_POINT})(?:{_SEP}(?:{_DATE}))?",
+    rf"(.*?[A-Za-z0-9]){_SEP}(?:{_DATE})",
+  )
+]
+_NUMBERED = re.compile(
+  rf"(.*[A-Za-z0-9]){_SEP}?(?:[a-z]|{_SEP}[a-z]{{0,5}}\d{{1,3}})\Z", re.I | re.DOTALL
+)
+_MOST_POINTS = 9  # more names that differ by a number only are a list of patients
+
+
+def patient_of(name: str) -> str:
+  """A case's name without its time point; where it has none of a known form, as it is."""
+  for pattern in _PATIENT:
+    if match := pattern.fullmatch(name):
+      return match[1]
+  return name
+
+
+def is_time_point(folder_name: str) -> bool:
+  """Whether a folder's name is a date, a session, a visit: not an id of its own."""
+  return _TIME_POINT.match(folder_name) is not None
+
+
+def unjoined(patients: Iterable[str]) -> list[list[str]]:
+  """Groups of patients whose names differ as time points might: A_1 and A_2 beside B_1 and B_2.
+
+  Running numbers behind one word (Case_1, Case_2, ...) are no such group.
+  """
+  groups: dict[str, list[str]] = defaultdict(list)
+  for name in sorted(set(patients)):
+    if match := _NUMBERED.fullmatch(name):
+      groups[match[1]].append(name)
+  several = [names for names in groups.values() if 1 < len(names) <= _MOST_POINTS]
+  alone = len(groups) == 1 and len(set(patients)) == len(next(iter(groups.values()), ()))
+  return [] if alone else several
