@@ -150,6 +150,16 @@ def test_kd_gives_the_teacher_no_gradient(reduction):
   assert (np.asarray(teacher) == 0).all()
 
 
+@pytest.mark.parametrize("reduction", get_args(KdReduction))
+def test_region_kd_gives_the_teacher_no_gradient(reduction):
+  def total(student, teacher):
+    return losses.region_kd(student, teacher, 4.0, reduction).sum()
+
+  student, teacher = jax.jit(jax.grad(total, argnums=(0, 1)))(some_logits(0), some_logits(1))
+  assert np.abs(student).max() > 0
+  assert (np.asarray(teacher) == 0).all()
+
+
 def test_an_unknown_kd_reduction_is_refused():
   with pytest.raises(ValueError, match=r"'sum' is none of .*voxel_mean.*voxel_sum"):
     losses.kd(some_logits(0), some_logits(1), 4.0, "sum")

@@ -202,7 +202,9 @@ def test_distillation_ramps_up():
   none, quarter, all_of_it = (
     terms_of(ramp, share=np.float32(s))["loss/student"] for s in (0, 0.25, 1)
   )
-  np.testing.assert_allclose(quarter, 0.75 * none + 0.25 * all_of_it, rtol=1e-5)
+  alone = dice_jaccard_ce(LABELS, some_outputs(levels=("level1",)).student.logits)
+  np.testing.assert_allclose(none, alone, rtol=1e-6)
+  np.testing.assert_allclose(quarter, 0.75 * alone + 0.25 * all_of_it, rtol=1e-5)
   assert [float(distillation_share(np.float32(e), SETTINGS)) for e in (0, 0.9, 1, 2)] == [
     0,
     0,
