@@ -3,14 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
+from linear import Linear
 
-from kd_jax.models.framework import Outputs
-from kd_jax.models.interface import Output
-from kd_jax.settings.model import ModelSettings
 from kd_jax.settings.training import GROUPS
 from kd_jax.training.optimisers import optimizer
 from kd_jax.training.state import init_state
@@ -18,26 +15,6 @@ from kd_jax.training.step import make_train_step
 
 CONFIDENCE = published.confidence(update="epoch")
 STEPS_PER_EPOCH = 2
-
-
-class Linear:
-  """In place of networks that take a minute to compile: one matrix each, voxel by voxel."""
-
-  spec = ModelSettings(
-    ("t1ce",), {"flair": ("flair",), "t2": ("t2",)}, filters=(4, 4, 8, 8), fusion_levels=0
-  )
-
-  def init(self, key):
-    keys = iter(jax.random.split(key, 3))
-    teachers = {name: jax.random.normal(next(keys), (4, 4)) for name in self.spec.teachers}
-    return {"teachers": teachers, "student": {"kernel": jax.random.normal(next(keys), (4, 4))}}
-
-  def __call__(self, params, images):
-    def network(kernel):
-      return Output(jnp.einsum("bmdhw,mc->bdhwc", images.astype(jnp.float32), kernel), {}, {})
-
-    teachers = {name: network(kernel) for name, kernel in params["teachers"].items()}
-    return Outputs(teachers, {}, network(params["student"]["kernel"]))
 
 
 def flat(tree):
