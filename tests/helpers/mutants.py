@@ -49,6 +49,7 @@ MODULES = {
   "kd_jax.method.objective": (METHOD[1],),
   "kd_jax.method.confidence": ("tests/method/test_confidence.py",),
   "kd_jax.training.step": (
+    "tests/training/test_step_numbers.py",
     "tests/training/test_skip_nonfinite.py",
     "tests/training/test_step.py",
     "--deselect=tests/training/test_step.py::test_every_mesh_gives_the_same_numbers",

@@ -267,6 +267,47 @@ def test_samples_are_scored_one_by_one_on_what_they_have():
   np.testing.assert_allclose(got.dice, 1 - np.mean(dice), rtol=1e-5)
 
 
+def test_a_batch_with_one_region_is_scored_on_it_and_one_with_none_costs_all():
+  """With "sample", as the default recipe has regions in few of its patches."""
+  labels = np.zeros((2, 2, 2, 2), int)
+  logits = some_logits(4)[:2, :2, :2, :2]
+
+  @jax.jit
+  def both(labels):
+    return losses.overlap(labels, logits, "sample", "regions")
+
+  np.testing.assert_array_equal(both(labels), [1, 1])
+  labels[1] = 2  # oedema: WT alone
+  wt = 1 - np.asarray(jax.nn.softmax(logits))[1, ..., 0]
+  intersection, total = wt.sum(), wt.sum() + 8
+  expected = [1 - 2 * intersection / total, 1 - intersection / (total - intersection)]
+  np.testing.assert_allclose(both(labels), expected, rtol=1e-5)
+
+
+def test_a_class_that_is_neither_there_nor_predicted_costs_the_full_one():
+  logits = np.zeros((1, 2, 2, 2, 4), np.float32)
+  logits[..., 0] = 1e4  # the others' probabilities are 0 in float32
+
+  def total(logits):
+    return sum(losses.overlap(np.zeros((1, 2, 2, 2), int), logits))
+
+  got, gradient = jax.jit(jax.value_and_grad(total))(logits)
+  np.testing.assert_allclose(got, 2 * 3 / 4, rtol=1e-6)
+  assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("distil", [losses.kd, losses.region_kd])
+def test_where_no_voxel_counts_nothing_is_distilled(distil):
+  """A patch without brain, with distillation in the brain alone."""
+  none = np.zeros((2, 3, 4, 5), np.float32)
+
+  def total(student):
+    return jnp.sum(distil(student, some_logits(1), 4.0, weight=none))
+
+  value, gradient = jax.jit(jax.value_and_grad(total))(some_logits(0))
+  assert value == 0 and (np.asarray(gradient) == 0).all()
+
+
 def test_region_kd_is_binary_and_weighted():
   student, teacher = some_logits(5), some_logits(6)
   weight = np.random.default_rng(0).random(student.shape[:-1], np.float32)
