@@ -155,7 +155,34 @@ def test_auto_is_whole_where_memory_allows():
     assert window == ((160, 192, 160) if whole else (128, 128, 128))
 
 
+def gaussian(n):
+  """A standard deviation of an eighth of the window, as in nnU-Net."""
+  return np.exp(-(((np.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) / 2)
+
+
 def test_the_middle_of_a_window_counts_most():
-  weight = sliding_window._gaussian((16, 16, 8))
-  assert weight.shape == (16, 16, 8) and weight.min() > 0
-  assert weight[8, 8, 4] == weight.max() > 10 * weight[0, 8, 4]
+  """No voxel's weight is so small that it drowns in rounding."""
+  weight = sliding_window._gaussian((16, 32, 8))
+  expected = np.einsum("d,h,w->dhw", gaussian(16), gaussian(32), gaussian(8))
+  assert expected.min() < 1e-3
+  np.testing.assert_allclose(weight, np.maximum(expected, 1e-3), rtol=1e-6)
+  assert weight.dtype == np.float32
+
+
+def test_where_windows_overlap_each_counts_by_its_weight():
+  """A network that finds class 1 in the first half of what it sees, class 2 in the second."""
+
+  def halves(params, x):
+    where = 1 + (jnp.arange(16) >= 8).reshape(1, 16, 1, 1)
+    return 50 * jax.nn.one_hot(jnp.broadcast_to(where, x.shape[:4]), 4)
+
+  shapes = sliding_window.shapes((16, 16, 16), 10.0, "brain", multiple=8)
+  volume = np.ones((1, 24, 16, 16), np.float32)
+  found = predict([(halves, {})], volume, shapes, InferenceSettings("sliding", 0.5))
+  line = np.maximum(gaussian(16) * gaussian(16)[8] ** 2, 1e-3)  # in the middle of H and W
+  second = line[8:] / (line[8:] + line[:8])  # class 2 is the first window's
+  assert second.min() < 0.1 and second.max() > 0.9
+  np.testing.assert_allclose(found[2, 8:16, 8, 8], second, rtol=1e-5)
+  np.testing.assert_allclose(found[1, 8:16, 8, 8], 1 - second, rtol=1e-5)
+  np.testing.assert_allclose(found[1, :8], 1, rtol=1e-5)
+  np.testing.assert_allclose(found[2, 16:], 1, rtol=1e-5)
