@@ -68,6 +68,7 @@ def test_header_survives_writing(tmp_path, codes):
   image.set_qform(AFFINE, codes[0])
   image.set_sform(AFFINE, codes[1])
   image.header.set_xyzt_units("mm", "sec")
+  image.header["cal_min"], image.header["cal_max"] = 5, 900  # how to show the scan, not the mask
   nib.save(image, tmp_path / "a.nii.gz")
   volume = nifti.read(tmp_path / "a.nii.gz")
   nifti.write_like(tmp_path / "b.nii.gz", np.ones(SHAPE, bool), volume)
@@ -76,6 +77,7 @@ def test_header_survives_writing(tmp_path, codes):
   for field in (names + "srow_x srow_y srow_z pixdim xyzt_units dim").split():
     np.testing.assert_array_equal(a[field], b[field], err_msg=field)
   assert b.get_data_dtype() == np.uint8
+  assert b["cal_min"] == b["cal_max"] == 0
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,7 @@ def test_header_survives_writing(tmp_path, codes):
   [
     (np.full(SHAPE, True), np.uint8, 1),
     (np.full(SHAPE, 4, np.int64), np.uint8, 4),
+    (np.resize([0, 255], SHAPE).astype(np.int16), np.uint8, np.resize([0, 255], SHAPE)),
     (np.full(SHAPE, 0.25, np.float64), np.float32, 0.25),
     (np.full(SHAPE, 0.5, np.float16), np.float32, 0.5),
   ],
@@ -101,8 +104,9 @@ def test_writing_refuses_what_does_not_fit(tmp_path):
   volume = nifti.read(write(tmp_path / "a.nii", images()["t1"]))
   with pytest.raises(ValueError, match="shape"):
     nifti.write_like(tmp_path / "b.nii", np.zeros((2, 2, 2)), volume)
-  with pytest.raises(ValueError, match=r"-1\.\.-1"):
-    nifti.write_like(tmp_path / "b.nii", np.full(SHAPE, -1), volume)
+  for low, high in ((-1, -1), (-1, 7), (0, 256)):
+    with pytest.raises(ValueError, match=rf"{low}\.\.{high}"):
+      nifti.write_like(tmp_path / "b.nii", np.resize([low, high], SHAPE), volume)
   assert [p.name for p in tmp_path.iterdir()] == ["a.nii"]
 
 
@@ -122,6 +126,24 @@ def test_scaled_integers(tmp_path):
   volume = nifti.read(tmp_path / "a.nii")
   assert volume.data.dtype == np.float32
   np.testing.assert_array_equal(volume.data.ravel(), np.arange(24) * 0.5 - 3)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_volume_of_several_pieces_and_slabs(kind, order):
+  """It is read by 1 MiB and scaled by 2^17 voxels."""
+  shape = (130, 70, 60)
+  data = np.random.default_rng(0).integers(-1000, 1000, shape, np.int16)
+  header = kind.header_class(endianness=order)
+  header.set_data_dtype(f"{order}i2")
+  raw = kind(data, AFFINE, header).to_bytes()
+  assert data.nbytes > 2**20 and data.size > 4 * 2**17
+  np.testing.assert_array_equal(nifti.decode(raw).data, data)
+  fixed = kind.header_class.template_dtype.newbyteorder(order)
+  changed = np.frombuffer(raw[: fixed.itemsize], fixed).copy()
+  changed["scl_slope"], changed["scl_inter"] = 0.25, -3
+  scaled = nifti.decode(changed.tobytes() + raw[fixed.itemsize :])
+  np.testing.assert_array_equal(scaled.data, data * np.float32(0.25) - 3)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "f4", "f8", ">i2", ">f4"])

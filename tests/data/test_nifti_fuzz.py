@@ -164,6 +164,8 @@ def cases():
     (field(raw, "dim", large), r"32767.* is more than the 268,435,456 voxels"),
     (gzip.compress(field(raw, "dim", large)), "more than the"),
     (field(raw, "dim", [3, 640, 640, 640, 1, 1, 1, 1]), "truncated: the header promises"),
+    (field(raw, "dim", [3, 1024, 1024, 256, 1, 1, 1, 1]), "truncated: the header promises"),
+    (field(raw, "dim", [3, 1024, 1024, 257, 1, 1, 1, 1]), "more than the 268,435,456 voxels"),
     (field(raw, "dim", [3, -6, -5, 4, 1, 1, 1, 1]), "3-D volume"),
     (field(raw, "dim", [3, 0, 5, 4, 1, 1, 1, 1]), "3-D volume"),
     (field(raw, "dim", [0] * 8), "3-D volume"),
@@ -177,6 +179,8 @@ def cases():
     (field(raw, "srow_x", [np.inf, 0, 0, 0]), "no usable affine"),
     (field(raw, "srow_y", [-1, 0, 0, 0]), "no usable affine"),  # two axes are one
     (field(raw, "srow_z", [0, 0, 1e30, 0]), r"voxels are 1 x 1 x 1e\+30 mm"),
+    (field(raw, "srow_z", [0, 0, 1e-4, 0]), r"voxels are 1 x 1 x 0.0001 mm"),
+    (field(raw, "vox_offset", 2**25), "begin at byte 33554432"),
     (field(raw, "vox_offset", 1e30), "not a readable NIfTI header"),
     (field(raw, "vox_offset", np.nan), "not a readable NIfTI header"),
     (field(raw, "vox_offset", 10), "not a readable NIfTI header"),
@@ -184,7 +188,7 @@ def cases():
     (qform_only(1, -1, 1), "pixdim"),
     (qform_only(1, 1, np.nan), "no usable affine"),
     (gzip.compress(raw + bytes(1 << 21)), "goes on beyond"),
-    (raw + bytes(1 << 21), "goes on beyond"),
+    (raw + bytes((1 << 20) + 1), "goes on beyond"),
     (gzip.compress(raw)[:-9], "truncated or damaged gzip"),
     (gzip.compress(raw) + b"and more", "truncated or damaged gzip"),
     (gzip.compress(gzip.compress(raw)), "not a NIfTI file"),
@@ -203,7 +207,8 @@ def test_what_is_odd_and_still_right():
   plain = nifti.decode(raw)
   members = b"".join(gzip.compress(raw[i : i + 100]) for i in range(0, len(raw), 100))
   no_size = field(field(raw, "pixdim", [0] * 8), "qform_code", 0)
-  for odd in (field(raw, "scl_slope", np.nan), members, no_size, gzip.compress(raw) + bytes(512)):
+  padded = (gzip.compress(raw) + bytes(512), raw + bytes(1 << 20))  # 1 MiB, and not a byte more
+  for odd in (field(raw, "scl_slope", np.nan), members, no_size, *padded):
     np.testing.assert_array_equal(nifti.decode(odd).data, plain.data)
     np.testing.assert_array_equal(nifti.decode(odd).affine, plain.affine)
 

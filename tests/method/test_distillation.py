@@ -47,6 +47,42 @@ def test_agreement_is_one_where_teachers_agree_and_none_where_they_do_not():
   np.testing.assert_array_equal(alone, np.ones(labels.shape))
 
 
+def softmax(x):
+  e = np.exp(x.astype(np.float64))
+  return e / e.sum(-1, keepdims=True)
+
+
+def entropy(p):
+  return -(p * np.log(p)).sum(-1)
+
+
+@pytest.mark.parametrize("number", [2, 3, 6])
+def test_agreement_is_the_rest_of_the_jensen_shannon_divergence(number):
+  """Its largest value is log 2 for two teachers, and log 4, of the classes, for four and more."""
+  teachers = np.random.default_rng(number).standard_normal((number, 2, 2, 2, 2, 4))
+  p = softmax(teachers)
+  divergence = entropy(p.mean(0)) - entropy(p).mean(0)
+  got = voxel_weights("agreement", np.zeros((2, 2, 2, 2), int), None, tuple(np.float32(teachers)))
+  np.testing.assert_allclose(got, 1 - divergence / np.log(min(number, 4)), atol=1e-5)
+
+
+def test_agreement_carries_no_gradient():
+  labels, other = np.zeros((1, 1, 1, 2), int), volume(UNSURE, SURE)
+
+  def f(logits):
+    return voxel_weights("agreement", labels, None, (logits, other)).sum()
+
+  assert np.abs(jax.grad(f)(volume(np.float32([1, 0, 0, 0]), SURE))).max() == 0
+
+
+def test_certainty_is_what_entropy_leaves():
+  teachers = np.random.default_rng(1).standard_normal((3, 2, 2, 3, 2, 4)).astype(np.float32)
+  sure = 1 - entropy(softmax(teachers)) / np.log(4)
+  got = certainty_shares(dict(zip("abc", teachers, strict=True)), 0.7)
+  for share, expected in zip(got.values(), 0.7 * sure / sure.sum(0), strict=True):
+    np.testing.assert_allclose(share, expected, rtol=1e-3)
+
+
 def test_where_is_checked():
   assert voxel_weights("all", None, None, ()) == 1.0
   with pytest.raises(ValueError, match="nowhere"):
@@ -69,20 +105,27 @@ def test_shares_carry_no_gradient():
   assert np.abs(gradient).max() == 0
 
 
-def test_enlarging_keeps_means_and_is_linear_inside():
+def test_enlarging_is_linear_along_every_axis():
   x = np.arange(4, dtype=np.float32)[None, :, None, None, None] + np.zeros((1, 4, 2, 2, 3))
   got = np.asarray(enlarge(x))
   assert got.shape == (1, 8, 4, 4, 3)
   expected = [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]  # centres at (i + 1/2) / 2 - 1/2, clamped
   np.testing.assert_allclose(got[0, :, 0, 0, 0], expected, rtol=1e-6)
-  noise = np.random.default_rng(0).random((1, 3, 4, 5, 2), np.float32)
-  np.testing.assert_allclose(np.mean(enlarge(noise)), noise.mean(), rtol=0.1)
+  expected = noise = np.random.default_rng(0).random((2, 3, 4, 5, 2), np.float32)
+  for axis in (1, 2, 3):
+    n = noise.shape[axis]
+    at = (np.arange(2 * n) + 0.5) / 2 - 0.5
+    weights = np.stack([np.interp(at, np.arange(n), unit) for unit in np.eye(n)], axis=1)  # (2n, n)
+    expected = np.moveaxis(np.tensordot(weights, expected, (1, axis)), 0, axis)
+  np.testing.assert_allclose(enlarge(noise), expected, rtol=1e-5)
 
 
 def test_bottlenecks_alike_cost_nothing_and_the_teacher_gets_no_gradient():
   a, b = np.random.default_rng(1).standard_normal((2, 1, 2, 2, 2, 6)).astype(np.float32)
   assert abs(bottleneck_kd(a, a)) < 1e-6
-  assert bottleneck_kd(a, b) > 0.1
+  p, q = softmax(b), softmax(a)
+  expected = (p * np.log(p / q)).sum(-1).mean()
+  np.testing.assert_allclose(bottleneck_kd(a, b), expected, rtol=1e-5)
   mine, theirs = jax.grad(bottleneck_kd, argnums=(0, 1))(a, b)
   assert np.abs(mine).max() > 0 == np.abs(theirs).max()
 
@@ -97,3 +140,17 @@ def test_prototypes_do_not_care_for_length_or_rotation_of_features():
   assert prototype_kd(a, rng.standard_normal(a.shape).astype(np.float32), labels) > 1e-2
   mine, theirs = jax.grad(prototype_kd, argnums=(0, 1))(a, 2 * a[..., ::-1] + 1, labels)
   assert np.abs(mine).max() > 0 == np.abs(theirs).max()
+
+
+def test_prototypes_are_class_means_and_similarities_cosines():
+  rng = np.random.default_rng(5)
+  student, teacher = rng.standard_normal((2, 2, 3, 2, 4, 5)).astype(np.float32)
+  labels = rng.integers(0, 3, (2, 3, 2, 4))  # no ET: left out
+
+  def cosines(features, cls):
+    prototype = features[labels == cls].mean(0)
+    lengths = np.linalg.norm(features, axis=-1) * np.linalg.norm(prototype)
+    return features @ prototype / lengths
+
+  gaps = [((cosines(student, c) - cosines(teacher, c)) ** 2).mean() for c in (0, 1, 2)]
+  np.testing.assert_allclose(prototype_kd(student, teacher, labels), np.mean(gaps), rtol=1e-4)
