@@ -61,12 +61,25 @@ def define(modes: Sequence[str]) -> None:
   """Defines --mode, --config and every flag of FLAGS."""
   from ml_collections import config_flags
 
+  config_flags.register_flag_parser_for_type(tuple, _LastTuple())
   flags.DEFINE_enum("mode", "train", list(modes), "What to do.")
   _CONFIG.append(
     config_flags.DEFINE_config_file("config", None, "A file of configs/, [:variant,variant].")
   )
   for name, (define_flag, default, words) in FLAGS.items():
     define_flag(name, default, words)
+
+
+class _LastTuple(flags.ArgumentParser):
+  """Reads a tuple as ml_collections does; of a setting that is given twice, the last value counts.
+
+  ml_collections joins the values of flags whose parser is of its own type for tuples.
+  """
+
+  def parse(self, argument: Any) -> tuple:
+    from ml_collections.config_flags.tuple_parser import TupleParser
+
+    return TupleParser().parse(argument)
 
 
 def config() -> Any:
