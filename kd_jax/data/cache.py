@@ -22,6 +22,7 @@ from kd_jax.data.walk import dead_link
 from kd_jax.runtime import child_processes
 from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.runtime.files import is_abandoned, write_text
+from kd_jax.runtime.files import sweep as sweep_file
 from kd_jax.settings.data import CacheSettings
 
 _INDEX = "files.json"
@@ -246,6 +247,7 @@ def _remove_entry(path: Path) -> None:
 
 def sweep(cache_dir: Path) -> None:
   """Removes what killed runs left: of dead processes of this machine, or an hour old."""
+  sweep_file(cache_dir / _INDEX)
   for path in cache_dir.glob("tmp-*"):
     if is_abandoned(path, path.name.removeprefix("tmp-").rpartition("-")[0]):
       if path.is_dir():

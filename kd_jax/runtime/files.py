@@ -22,14 +22,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
   What processes that were killed have left of the same file is removed.
   """
-  name = os.fsencode(path.name)
-  own = path.name if len(name) < 150 else f"{zlib.crc32(name):08x}"  # 255 bytes may be the most
-  temporary = path.with_name(f".{own}.{socket.gethostname()}-{os.getpid()}.tmp")
+  temporary = path.with_name(f"{_prefix(path)}{socket.gethostname()}-{os.getpid()}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(own)}.*.tmp"):
-      if is_abandoned(left, left.name.removesuffix(".tmp").removeprefix(f".{own}.")):
-        left.unlink(missing_ok=True)
+    sweep(path)
     temporary.write_bytes(content)
     os.replace(temporary, path)
   except OSError as e:
@@ -37,6 +33,21 @@ def write_bytes(path: Path, content: bytes) -> None:
   finally:
     with contextlib.suppress(OSError):  # the error above is the one to report
       temporary.unlink(missing_ok=True)
+
+
+def sweep(path: Path) -> None:
+  """Removes what processes that were killed have left of a file; the file itself stays."""
+  prefix = _prefix(path)
+  for left in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+    if is_abandoned(left, left.name.removesuffix(".tmp").removeprefix(prefix)):
+      left.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+  """What the temporary names of a file begin with."""
+  name = os.fsencode(path.name)
+  own = path.name if len(name) < 150 else f"{zlib.crc32(name):08x}"  # 255 bytes may be the most
+  return f".{own}."
 
 
 def is_abandoned(path: Path, writer: str) -> bool:

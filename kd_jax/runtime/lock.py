@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kd_jax.runtime.errors import UserError
@@ -25,6 +25,9 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.
 def held(workdir: Path, tell: Callable[[str], None]) -> Iterator[None]:
   """Holds the work directory for the body.
 
+  Where the body raises before it has written anything, nothing is left: neither the lock's file nor
+  the directory, if this call made them.
+
   Args:
     workdir: made if need be.
     tell: called with a warning where the file system has no locks; the body runs all the same.
@@ -32,14 +35,19 @@ def held(workdir: Path, tell: Callable[[str], None]) -> Iterator[None]:
   Raises:
     UserError: another run holds it (named), or the directory cannot be written.
   """
+  path = workdir / LOCK_FILE
+  made = [folder for folder in (workdir, *workdir.parents) if not os.path.exists(folder)]
+  new = not os.path.exists(path)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / LOCK_FILE).open("a+")
+    file = path.open("a+")
   except OSError as e:
     raise UserError(f"cannot write in the work directory {workdir}: {e.strerror or e}") from e
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if not os.fstat(file.fileno()).st_nlink:  # its run removes it at this moment
+        raise BlockingIOError
     except BlockingIOError as e:
       file.seek(0)
       raise UserError(
@@ -58,7 +66,21 @@ def held(workdir: Path, tell: Callable[[str], None]) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(_self()))
         file.flush()
-    yield
+    try:
+      yield
+    except BaseException:
+      if new:
+        _remove_if_empty(workdir, made)
+      raise
+
+
+def _remove_if_empty(workdir: Path, made: Sequence[Path]) -> None:
+  """Removes the lock's file where nothing lies beside it, and the folders that were made for it."""
+  with contextlib.suppress(OSError):
+    if os.listdir(workdir) == [LOCK_FILE]:
+      (workdir / LOCK_FILE).unlink()
+      for folder in made:
+        folder.rmdir()
 
 
 def _self() -> dict[str, object]:

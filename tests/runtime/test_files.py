@@ -9,7 +9,7 @@ import time
 import pytest
 
 from kd_jax.runtime.errors import UserError
-from kd_jax.runtime.files import read_json, write_bytes, write_text
+from kd_jax.runtime.files import read_json, sweep, write_bytes, write_text
 
 HOST = socket.gethostname()
 
@@ -22,7 +22,8 @@ def dead():
   return process.pid
 
 
-def test_what_killed_processes_left_of_a_file_goes_when_it_is_written_again(tmp_path, dead):
+@pytest.mark.parametrize("written", [True, False], ids=["written again", "swept"])
+def test_what_killed_processes_left_of_a_file_goes(tmp_path, dead, written):
   target = tmp_path / "a[1].json"
   gone = tmp_path / f".{target.name}.{HOST}-{dead}.tmp"
   old = tmp_path / f".{target.name}.elsewhere-{dead}.tmp"
@@ -36,9 +37,13 @@ def test_what_killed_processes_left_of_a_file_goes_when_it_is_written_again(tmp_
     path.write_text("half")
   for path in (old, stay[0]):  # of this machine's processes the clock says nothing: it may jump
     os.utime(path, (time.time() - 7200,) * 2)
-  write_text(target, "{}")
-  assert sorted(tmp_path.iterdir()) == sorted([target, *stay])
-  assert read_json(target) == {}
+  if written:
+    write_text(target, "{}")
+    assert read_json(target) == {}
+    target.unlink()
+  else:
+    sweep(target)
+  assert sorted(tmp_path.iterdir()) == sorted(stay)
 
 
 def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(tmp_path, monkeypatch):

@@ -64,6 +64,23 @@ def test_a_run_that_ends_with_an_error_lets_go(tmp_path):
     pass
 
 
+@pytest.mark.parametrize("there", ["nothing", "parent", "folder"])
+def test_a_run_that_ends_before_it_has_written_leaves_nothing(tmp_path, there):
+  workdir = tmp_path / "runs" / "one"
+  made = {"nothing": tmp_path, "parent": workdir.parent, "folder": workdir}[there]
+  made.mkdir(parents=True, exist_ok=True)
+  with pytest.raises(ValueError), lock.held(workdir, silent):
+    raise ValueError
+  assert made.is_dir() and not list(made.iterdir())
+
+
+def test_a_run_that_ends_after_it_has_written_leaves_all(tmp_path):
+  with pytest.raises(ValueError), lock.held(tmp_path / "run", silent):
+    (tmp_path / "run" / "config.json").touch()
+    raise ValueError
+  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [lock.LOCK_FILE, "config.json"]
+
+
 def test_a_child_process_does_not_keep_the_lock(tmp_path):
   with lock.held(tmp_path, silent):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
