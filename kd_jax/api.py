@@ -225,7 +225,7 @@ def evaluate(
   data_root: PathLike | None = None,
   *,
   output: PathLike | None = None,
-  split: Literal["val", "all"] | None = None,
+  split: Literal["val", "holdout", "all"] | None = None,
   labels: str = "auto",
   exclude_training_subjects: bool = False,
   name_mapping: PathLike | None = None,
@@ -238,8 +238,8 @@ def evaluate(
     data_root: a folder of cases; None for the run's own data.
     output: the folder for summary.json, scores.csv and report.html; None for a run's evaluation
       folder.
-    split: "val", a run's validation cases, or "all"; None for "val" of the run's own data and
-      "all" of another folder.
+    split: "val", a run's validation cases; "holdout", those that it neither trained nor validated
+      on; or "all". None for "val" of the run's own data and "all" of another folder.
     labels: the data's label convention, or "auto".
     exclude_training_subjects: leave them out instead of refusing.
     name_mapping: a BraTS name_mapping.csv, by which patients are recognised across the years.

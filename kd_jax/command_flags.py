@@ -32,7 +32,7 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "Less ET than that becomes core; default: the student's.",
   ),
   "data_root": (flags.DEFINE_string, None, "Other data than the run's own."),
-  "split": (flags.DEFINE_string, None, "val or all: which cases to score."),
+  "split": (flags.DEFINE_string, None, "val, holdout or all: which cases to score."),
   "exclude_training_subjects": (flags.DEFINE_bool, False, "Leave them out instead of refusing."),
   "name_mapping": (flags.DEFINE_string, None, _MAPPING),
   "names": (flags.DEFINE_string, None, _NAMES),

@@ -1,14 +1,14 @@
 """From settings to cases that are ready to train on: found, prepared, split into folds."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
 from kd_jax.data import cache, folds
-from kd_jax.data.cases import Case, Found, naming_of, no_case, search, told_unused
+from kd_jax.data.cases import Case, Found, Naming, naming_of, no_case, search, told_unused
 from kd_jax.data.demo import writer as demo
 from kd_jax.runtime import processes
 from kd_jax.runtime.errors import CaseError, UserError, some
@@ -18,6 +18,26 @@ from kd_jax.tasks.patients import unjoined
 
 # label -> (done, total, name of the latest) -> None: what shows progress, e.g. RunLog.progress.
 Progress = Callable[[str], Callable[..., None]]
+
+
+@dataclass(frozen=True)
+class Choice:
+  """The cases that a run works with, before any of them is prepared.
+
+  Attributes:
+    cases: all that lie under the root.
+    folds: as they are to be kept.
+    train, val: names of the cases of the settings' fold.
+    bad: what is no case, or cannot be told apart.
+    lines: what is to be said of names, and of the cases that are in neither.
+  """
+
+  cases: list[Case]
+  folds: folds.Folds
+  train: list[str]
+  val: list[str]
+  bad: list[CaseError]
+  lines: list[str]
 
 
 @dataclass(frozen=True)
@@ -38,26 +58,116 @@ class Dataset:
   bad: list[CaseError]
 
 
-def prepare(
-  settings: DataSettings, progress: Progress, tell: Callable[[str], None] | None = None
-) -> tuple[list[Case], dict[str, Path], list[CaseError]]:
-  """Every case under the root, the cache entries of the good ones, what is wrong with the rest.
+def choose(settings: DataSettings, stored: Path | None, progress: Progress) -> Choice:
+  """The cases of the settings' fold, checked as far as names and patients go.
 
-  Several processes share the cases out.
+  Args:
+    settings: of the data.
+    stored: the folds that the run began with; None if it has not begun.
+    progress: for the demonstration cases, if these are to be written first.
+
+  Raises:
+    ConfigError: no such fold.
+    UserError: no cases, what is no case (unless it may be skipped), or folds that do not fit.
   """
-  workers = settings.prepare_workers or None
+  _read_given(settings)  # an error before any work
+  found, lines = find(settings, progress)
+  if found.errors and not settings.skip_bad_cases:
+    raise bad_cases_error(found.errors)
+  kept, train, val, more = _split(found.cases, settings, stored)
+  return Choice(found.cases, kept, train, val, found.errors, lines + more)
+
+
+def _read_given(settings: DataSettings) -> Path | None:
+  """The settings' own file of folds, after a first look into it."""
+  if not settings.folds_file:
+    return None
+  given = Path(settings.folds_file)
+  folds.split(folds.read(given), settings.fold)
+  return given
+
+
+def _split(
+  cases: Sequence[Case], settings: DataSettings, stored: Path | None
+) -> tuple[folds.Folds, list[str], list[str], list[str]]:
+  """The folds, the names to train and to validate on, and what is to be said of the others."""
+  given = _read_given(settings)
+  kept = folds.decide(cases, settings.folds, settings.folds_seed, stored=stored, given=given)
+  train, val = folds.split(kept, settings.fold)
+  known = folds.known_patients(kept, settings.fold, cases)
+  source = stored or given or "the folds"
+  if known and not stored:
+    raise UserError(
+      f"{source} leaves out cases of patients that fold {settings.fold} trains or validates on: "
+      f"{some(known)}; move all cases of a patient to one side, or take them out of the data folder"
+    )
+  left = [c.name for c in folds.holdout(kept, settings.fold, cases) if c.name not in known]
+  place = f"of {len(cases)} cases are not in fold {settings.fold} of {source}"
+  lines = []
+  if left:
+    lines.append(
+      f"hold-out: {len(left)} {place}, so they are neither trained nor validated on: {some(left)}; "
+      "--mode=evaluate --split=holdout scores them. To train on cases that were added since the "
+      "run began, start again with another --workdir"
+    )
+  if known:
+    lines.append(
+      f"warning: {len(known)} {place}; they are left out and are no hold-out, because it has other "
+      f"cases of their patients: {some(known)}"
+    )
+  return kept, train, val, lines
+
+
+def find(settings: DataSettings, progress: Progress) -> tuple[Found, list[str]]:
+  """What lies under the root, and what is to be said of its names. UserError if there is no case.
+
+  Demonstration cases are written first, if there are to be any.
+  """
   if settings.demo_cases:
     with processes.first_before_others():  # who find nothing left to write
       report = progress("writing demonstration cases")
-      root = Path(settings.root)
+      root, workers = Path(settings.root), settings.prepare_workers or None
       demo.write_dataset(root, settings.demo_cases, settings.demo_seed, workers, report)
-  found = find_all(settings, tell)
-  cases = found.cases
+  naming = naming_of(settings.names, settings.patients)
+  found = search(settings.root, settings.labels, naming)
+  if not found.cases:
+    raise found.errors[0] if found.errors else no_case(settings.root)
+  return found, _on_names(found, naming, settings)
+
+
+def _on_names(found: Found, naming: Naming, settings: DataSettings) -> list[str]:
+  """What is to be said where names may have been misunderstood."""
+  lines = found.notes + told_unused(found.unused, settings.root)
+  others = [case for case in found.cases if case.name not in naming.patients]
+  if groups := unjoined(case.patient for case in others):
+    lines.append(
+      f"warning: {sum(map(len, groups))} cases have names that look like time points, and count "
+      f"as patients of their own: {some([name for names in groups for name in names])}. If they "
+      "are not, say whose they are: data.patients, a CSV file with the columns case and patient"
+    )
+  if naming.patients and others:
+    lines.append(
+      f"{settings.patients} lacks {len(others)} cases, whose names tell the patient: "
+      f"{some([case.name for case in others])}"
+    )
+  return lines
+
+
+def prepare(
+  settings: DataSettings,
+  cases: Sequence[Case],
+  progress: Progress,
+  tell: Callable[[str], None] | None = None,
+) -> tuple[dict[str, Path], list[CaseError]]:
+  """The cache entries of the good cases by name, and what is wrong with the rest.
+
+  Several processes share the cases out.
+  """
   own, bad = cache.prepare(
     processes.share(cases),
     settings.cache,
     settings.cache_settings,
-    workers,
+    settings.prepare_workers or None,
     progress("preparing cases"),
     tell,
   )
@@ -68,38 +178,20 @@ def prepare(
       f"process {jax.process_index()} cannot see {missing[0]}, which another one wrote: data.cache "
       "must lie where all processes see it"
     )
-  return cases, entries, found.errors + processes.all_errors(bad)
-
-
-def find_all(settings: DataSettings, tell: Callable[[str], None] | None = None) -> Found:
-  """What is under the root, told where names may have been misunderstood. UserError if no case."""
-  naming = naming_of(settings.names, settings.patients)
-  found = search(settings.root, settings.labels, naming)
-  if not found.cases:
-    raise found.errors[0] if found.errors else no_case(settings.root)
-  unknown = [case.patient for case in found.cases if case.name not in naming.patients]
-  if tell and processes.first():
-    for line in found.notes + told_unused(found.unused, settings.root):
-      tell(line)
-    if groups := unjoined(unknown):
-      tell(
-        f"warning: {sum(map(len, groups))} cases have names that look like time points, and count "
-        f"as patients of their own: {some([name for names in groups for name in names])}. If they "
-        "are not, say whose they are: data.patients, a CSV file with the columns case and patient"
-      )
-    if naming.patients and (
-      missing := [c.name for c in found.cases if c.name not in naming.patients]
-    ):
-      tell(
-        f"{settings.patients} lacks {len(missing)} cases, whose names tell the patient: "
-        f"{some(missing)}"
-      )
-  return found
+  return entries, processes.all_errors(bad)
 
 
 def report(settings: DataSettings, progress: Progress, tell: Callable[[str], None]) -> None:
   """--mode=prepare: fills the cache and tells what came of it. UserError if cases are bad."""
-  cases, entries, bad = prepare(settings, progress, tell)
+  _read_given(settings)
+  found, lines = find(settings, progress)
+  cases = found.cases
+  if settings.folds_file:
+    _split(cases, settings, None)
+  for line in lines if processes.first() else ():
+    tell(line)
+  entries, bad = prepare(settings, cases, progress, tell)
+  bad = found.errors + bad
   tell(f"{len(entries)} of {len(cases)} cases are ready in {settings.cache}")
   if bad and not settings.skip_bad_cases:
     raise bad_cases_error(bad)
@@ -109,24 +201,22 @@ def report(settings: DataSettings, progress: Progress, tell: Callable[[str], Non
 
 def open_dataset(
   settings: DataSettings,
-  folds_path: Path,
+  choice: Choice,
   progress: Progress,
   tell: Callable[[str], None] | None = None,
 ) -> Dataset:
-  """The cases of the settings' fold; prepares what is missing, keeps the folds in a file.
+  """The cases of the settings' fold; prepares what is missing, of all cases that some fold names.
 
   Raises:
     UserError: cases that cannot be used (unless they may be skipped), or none left.
   """
-  cases, entries, bad = prepare(settings, progress, tell)
+  listed = folds.listed(choice.folds)
+  cases = [case for case in choice.cases if case.name in listed]
+  entries, bad = prepare(settings, cases, progress, tell)
+  bad = choice.bad + bad
   if bad and not settings.skip_bad_cases:
     raise bad_cases_error(bad)
-  given = settings.folds_file or None
-  with processes.first_before_others():
-    kept = folds.read_or_make(folds_path, cases, settings.folds, settings.folds_seed, given)
-  train, val = (
-    [name for name in names if name in entries] for names in folds.split(kept, settings.fold)
-  )
+  train, val = ([name for name in side if name in entries] for side in (choice.train, choice.val))
   for side, names in (("training", train), ("validation", val)):
     if not names:
       raise UserError(f"no usable case is left for {side} in fold {settings.fold}")

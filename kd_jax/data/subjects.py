@@ -151,13 +151,13 @@ def find_known(
   return {case.name: why for case in cases if (why := reason(case))}
 
 
-def refuse(found: Mapping[str, str], n_cases: int) -> UserError:
-  """The error to raise for find_known's answer on n_cases cases."""
+def refuse(found: Mapping[str, str], n_cases: int, known: str = "trained on") -> UserError:
+  """The error to raise for find_known's answer on n_cases cases; known: what they are known of."""
   lines = [f"  {name}: {why}" for name, why in list(found.items())[:_LISTED]]
   if len(found) > _LISTED:
     lines.append(f"  and {len(found) - _LISTED} more")
   return UserError(
-    f"REFUSED: {len(found)} of {n_cases} cases are subjects that the student was trained on:\n"
+    f"REFUSED: {len(found)} of {n_cases} cases are subjects that the student was {known}:\n"
     + "\n".join(lines)
     + "\nScores on them say nothing about new patients and must not be reported. "
     "--exclude_training_subjects leaves them out and scores the others."

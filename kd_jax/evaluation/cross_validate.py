@@ -5,7 +5,7 @@ started again at any time, and the folds may be shared out over processes (--fol
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,17 @@ from kd_jax.evaluation.students import Choice, evaluate
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.prediction.student import Student
 from kd_jax.report.illustrate import illustrate
-from kd_jax.runs.layout import EVALUATION, SCORES_FILE, validation_summary
+from kd_jax.runs.layout import (
+  EVALUATION,
+  FOLDS_FILE,
+  SCORES_FILE,
+  has_begun,
+  validation_summary,
+)
 from kd_jax.runs.log import read_numbers
 from kd_jax.runs.students import open_student
 from kd_jax.runtime import processes
-from kd_jax.runtime.errors import ConfigError
+from kd_jax.runtime.errors import ConfigError, UserError, some
 from kd_jax.runtime.files import read_json
 from kd_jax.runtime.terminal import Terminal, table
 from kd_jax.settings.run import Settings
@@ -47,14 +53,25 @@ def cross_validate(
     summary.json of the whole; None while folds are missing.
   """
   given = settings.data.folds_file
-  count = folds_lib.count(folds_lib.read(Path(given))) if given else settings.data.folds
+  count = settings.data.folds
+  if given:
+    kept = folds_lib.read(Path(given))
+    count = folds_lib.count(kept)
+    if twice := folds_lib.validated_twice(kept):
+      raise UserError(
+        f"{given} has cases in the validation lists of several folds: {some(twice)}. "
+        "Cross-validation scores each case once: keep each in one, or train the folds as single "
+        "runs (data.fold)"
+      )
   for fold in only:
     if not 0 <= fold < count:
       raise ConfigError(f"--folds names fold {fold}; there are folds 0 to {count - 1}")
   for fold in only or range(count):
     terminal.line(f"--- fold {fold} of 0 to {count - 1} ---")
     run = workdir / f"fold{fold}"
-    train(replace(settings, data=replace(settings.data, fold=fold)), run, terminal)
+    folds_file = given if has_begun(run) else _common_folds(settings, workdir)
+    data = replace(settings.data, fold=fold, folds_file=folds_file)
+    train(replace(settings, data=data), run, terminal)
     student = open_student(run)
     if not _is_scored(run, student):
       evaluate(Predictor([student]), Choice(), None, terminal)
@@ -66,6 +83,20 @@ def cross_validate(
   return _gather(runs, settings, workdir, terminal) if processes.first() else None
 
 
+def _common_folds(settings: Settings, workdir: Path) -> str:
+  """The file of folds for a fold that has not begun: cases may have been added since others have.
+
+  Raises:
+    UserError: a fold that has begun was split in another way than the settings say.
+  """
+  data = settings.data
+  begun = (path for path in sorted(workdir.glob(f"fold*/{FOLDS_FILE}")) if has_begun(path.parent))
+  if stored := next(begun, None):
+    given = Path(data.folds_file) if data.folds_file else None
+    folds_lib.check_same(stored, data.folds, data.folds_seed, given)
+  return data.folds_file or str(stored or "")
+
+
 def _gather(
   runs: Sequence[Path], settings: Settings, workdir: Path, terminal: Terminal
 ) -> dict[str, Any]:
@@ -75,6 +106,11 @@ def _gather(
   summaries = []
   for run in runs:
     own = read_scores(validation_summary(run).with_name(SCORES_FILE))
+    if twice := sorted(scores.keys() & own.keys()):
+      raise UserError(
+        f"{run} scored cases that another fold has scored too: {some(twice)}. The folds of "
+        f"{workdir} do not belong together; train them anew with another --workdir"
+      )
     summaries.append(read_json(validation_summary(run)))
     scores |= own
     run_of |= dict.fromkeys(own, run)
@@ -82,6 +118,7 @@ def _gather(
   students = [open_student(run) for run in runs]
   cases = find_all(settings.data).cases
   scored = [case for case in cases if case.name in scores]
+  failed = {name: why for s in summaries for name, why in s["failed"].items()}
   summary = scores_lib.summarise(
     f"{settings.name}: cross-validation, {len(runs)} folds, each case scored out of fold",
     scores,
@@ -93,11 +130,12 @@ def _gather(
       "patients": len({case.patient for case in scored}),
       "conventions": sorted({case.convention for case in scored}),
     },
-    failed={name: why for s in summaries for name, why in s["failed"].items()},
+    failed=failed,
     notes=[
       "each fold's checkpoint (and minimum sizes of postprocessing, where the settings leave them "
       "to validation) was chosen by scores on the fold's own validation cases, so the scores are "
-      "slightly optimistic"
+      "slightly optimistic",
+      *_unscored(cases, scores.keys() | failed.keys()),
     ],
     prediction=_prediction(summaries),
   )
@@ -126,6 +164,17 @@ def _gather(
   head = ["Dice, all cases", "mean ± sd", "95% interval of the mean"]
   terminal.line(table(head, whole))
   return summary
+
+
+def _unscored(cases: Sequence[Case], validated: Container[str]) -> list[str]:
+  """A sentence on the cases that no fold validated on, if there are any."""
+  names = [case.name for case in cases if case.name not in validated]
+  if not names:
+    return []
+  return [
+    f"{len(names)} of {len(cases)} cases are validated on in no fold and have no score: "
+    f"{some(names)}"
+  ]
 
 
 def _prediction(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

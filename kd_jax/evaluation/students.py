@@ -27,7 +27,7 @@ from kd_jax.runtime import processes
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, did_you_mean, some
 from kd_jax.runtime.terminal import Terminal
 
-SPLITS = ("val", "all")
+SPLITS = ("val", "holdout", "all")
 _CONTENT_THREADS = 4
 
 
@@ -37,8 +37,8 @@ class Choice:
 
   Attributes:
     data_root: a folder of cases; None for the run's own.
-    split: "val", the run's validation cases; "all"; None for "val" of the run's own data and
-      "all" of another folder.
+    split: "val", the run's validation cases; "holdout", those that it neither trained nor validated
+      on; "all"; None for "val" of the run's own data and "all" of another folder.
     labels: the data's label convention, or "auto".
     exclude_training_subjects: leave them out instead of refusing.
     name_mapping: a BraTS name_mapping.csv, or None.
@@ -72,27 +72,31 @@ def evaluate(
   root, split = _where(students, choice)
   folder = output or _default_output(students, choice, root, split)
   cases, facts, lost = _cases(students, root, split, choice)
-  found = find_training_subjects(predictor, cases, terminal, choice.name_mapping)
+  held_out = split == "holdout"
+  found = find_training_subjects(
+    predictor, cases, terminal, choice.name_mapping, and_validation=held_out
+  )
   if found and not choice.exclude_training_subjects:
-    raise subjects_lib.refuse(found, len(cases))
+    known = "trained or validated on" if held_out else "trained on"
+    raise subjects_lib.refuse(found, len(cases), known)
   cases = [case for case in cases if case.name not in found]
   if not cases:
     raise UserError("no case is left to score: all of them are training subjects")
   if processes.first():
     names = ", ".join(student.source for student in students)
+    what = "hold-out cases" if held_out else "cases"
     terminal.line(
-      f"{names}: {'+'.join(predictor.modalities)}, {len(cases)} cases of {root}, "
+      f"{names}: {'+'.join(predictor.modalities)}, {len(cases)} {what} of {root}, "
       f"window {predictor.settings.window}"
     )
   results = score_students(predictor, cases, terminal)
   results.failed |= {error.case: error.reason for error in lost}
 
-  own = len(students) == 1 and choice.data_root is None
-  title = (
-    f"{students[0].name}: validation cases of fold {facts.get('fold')}"
-    if own and split == "val"
-    else f"{', '.join(dict.fromkeys(s.name for s in students))} on {Path(root).name}"
-  )
+  title = f"{', '.join(dict.fromkeys(s.name for s in students))} on {Path(root).name}"
+  if held_out:
+    title += ", hold-out cases"
+  elif split == "val" and choice.data_root is None:  # of one student
+    title = f"{students[0].name}: validation cases of fold {facts.get('fold')}"
   summary = scores_lib.summarise(
     title,
     results.scores,
@@ -141,9 +145,16 @@ def find_training_subjects(
   cases: Sequence[Case],
   terminal: Terminal,
   name_mapping: Path | None = None,
+  *,
+  and_validation: bool = False,
 ) -> dict[str, str]:
-  """Cases that a student was trained on, by id, name mapping or image content -> how that shows."""
+  """Cases that a student was trained on (or validated on, if asked for) -> how that shows.
+
+  They are known by id, name mapping or image content.
+  """
   known = [subject for student in predictor.students for subject in student.train]
+  if and_validation:
+    known += [subject for student in predictor.students for subject in student.val]
   if not known:
     terminal.line("warning: the student's training subjects are not known; no case can be refused")
     return {}
@@ -190,6 +201,11 @@ def _where(students: Sequence[Student], choice: Choice) -> tuple[Path, str]:
       "--split=val is for one run: students of several folds have no validation cases in common. "
       "Give --data_root of data that none was trained on, or use --mode=cross_validate"
     )
+  if split == "holdout" and len(runs) != len(students):
+    raise ConfigError(
+      "--split=holdout is for runs: an exported student does not say which cases its folds left "
+      "out. Give the run, or --data_root of a folder that holds these cases alone"
+    )
   return choice.data_root or Path(runs[0].settings["data"]["root"]), split
 
 
@@ -198,7 +214,7 @@ def _default_output(students: Sequence[Student], choice: Choice, root: Path, spl
   if len(students) > 1 or not is_run(source):
     raise ConfigError("give --output: a folder for the scores")
   name = split if choice.data_root is None else root.resolve().name
-  return source / EVALUATION / (f"{name}-val" if choice.data_root and split == "val" else name)
+  return source / EVALUATION / (f"{name}-{split}" if choice.data_root and split != "all" else name)
 
 
 def _cases(
@@ -216,10 +232,9 @@ def _cases(
     raise found.errors[0] if found.errors else no_case(root)
   if split == "all":
     return cases, {}, found.errors
-  path = Path(students[0].source) / FOLDS_FILE
-  if not path.exists():
-    raise UserError(f"{path.parent} has no {FOLDS_FILE}: which subjects it was trained on is lost")
-  kept = folds.read(path)
+  if split == "holdout":
+    return *_holdout(students, root, cases), found.errors
+  kept, path = _kept_folds(students[0])
   fold = settings["data"]["fold"]
   train, val = folds.split(kept, fold)
   by_name = {case.name: case for case in cases}
@@ -231,6 +246,38 @@ def _cases(
       f"REFUSED: {len(both)} patients stand in training and validation: {some(sorted(both))}"
     )
   return [by_name[name] for name in val], {"fold": fold, "folds": folds.count(kept)}, []
+
+
+def _holdout(
+  students: Sequence[Student], root: Path, cases: list[Case]
+) -> tuple[list[Case], dict[str, Any]]:
+  """The cases that no student was trained or validated on, by the folds of their runs."""
+  left, facts = cases, {}
+  for student in students:
+    kept, path = _kept_folds(student)
+    # A case that goes by another name now would pass for one of the hold-out.
+    if missing := sorted(folds.listed(kept) - {case.name for case in cases}):
+      raise UserError(
+        f"{root} lacks cases of {path}: {some(missing)}. Without them it is not known who is not "
+        "in these folds; give the folder with all cases of the run"
+      )
+    fold = student.settings["data"]["fold"]
+    left = folds.holdout(kept, fold, left)
+    facts = {"fold": fold, "folds": folds.count(kept)}
+  if not left:
+    raise UserError(
+      f"there is no hold-out: each case of {root} is trained or validated on. A run with a file of "
+      "folds that leaves cases out (data.folds_file) has one"
+    )
+  return left, facts if len(students) == 1 else {}
+
+
+def _kept_folds(student: Student) -> tuple[folds.Folds, Path]:
+  """The folds of a student's run, and their file."""
+  path = Path(student.source) / FOLDS_FILE
+  if not path.exists():
+    raise UserError(f"{path.parent} has no {FOLDS_FILE}: which subjects it was trained on is lost")
+  return folds.read(path), path
 
 
 def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:

@@ -17,7 +17,7 @@ _NAMES = {
   "truth_mm3": "True volume",
   "predicted_mm3": "Predicted volume",
 }
-_SPLITS = {"train": "training", "val": "validation"}
+_SPLITS = {"train": "training", "val": "validation", "holdout": "hold-out"}
 
 
 class Metric(NamedTuple):

@@ -33,6 +33,11 @@ def is_run(path: Path) -> bool:
   return os.path.isfile(path / CONFIG_FILE)
 
 
+def has_begun(workdir: Path) -> bool:
+  """Whether a run has a checkpoint: from then on its settings and its folds are fixed."""
+  return any(folder.name.isdigit() for folder in workdir.glob(f"{CHECKPOINTS}/*"))
+
+
 def validation_summary(workdir: Path) -> Path:
   """The summary of the evaluation on a run's own validation cases."""
   return workdir / EVALUATION / "val" / SUMMARY_FILE

@@ -82,7 +82,9 @@ class DataSettings:
   batch: Annotated[int, Range(1, 1 << 20), "samples a step, over all devices"] = 2
   folds: Annotated[int, Range(2, 1000), "cross-validation by patient"] = 5
   folds_seed: Annotated[int, SEED, "of the split into folds"] = 20
-  folds_file: Annotated[str, MAYBE_PATH, FREE, "JSON with folds to use instead"] = ""
+  folds_file: Annotated[
+    str, MAYBE_PATH, FREE, "JSON with folds to use instead; cases in none are a hold-out"
+  ] = ""
   fold: Annotated[int, Range(0, 999), "the fold to validate on"] = 0
   skip_bad_cases: Annotated[bool, FREE, "go on without cases that cannot be used"] = False
   prepare_workers: Annotated[

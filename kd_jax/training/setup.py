@@ -1,7 +1,8 @@
 """What a run needs before its first step: data, networks, the step, its state, its logs."""
 
 import functools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,15 +12,23 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.data.augmentation import augment
-from kd_jax.data.dataset import Dataset, open_dataset
+from kd_jax.data.dataset import Choice, Dataset, choose, open_dataset
 from kd_jax.data.entry import open_entry
-from kd_jax.data.subjects import Subject, write_subjects
+from kd_jax.data.subjects import Subject, read_subjects, write_subjects
 from kd_jax.models.framework import Framework
 from kd_jax.runs import provenance
 from kd_jax.runs.checkpoints import Checkpoints, set_aside_damaged
-from kd_jax.runs.layout import CHECKPOINTS, CONFIG_FILE, FOLDS_FILE, RUN_FILE, SUBJECTS_FILE
+from kd_jax.runs.layout import (
+  CONFIG_FILE,
+  FOLDS_FILE,
+  NUMBERS_FILE,
+  RUN_FILE,
+  SUBJECTS_FILE,
+  has_begun,
+)
 from kd_jax.runs.log import Log, NoLog, RunLog
-from kd_jax.runtime import processes
+from kd_jax.runtime import files, processes
+from kd_jax.runtime.errors import some
 from kd_jax.runtime.terminal import Terminal
 from kd_jax.settings import record
 from kd_jax.settings.run import Settings
@@ -97,10 +106,16 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
     terminal.line(text)
     told.append(text)
 
-  changed = _claim_workdir(workdir, settings)
-  dataset = open_dataset(settings.data, workdir / FOLDS_FILE, terminal.progress, tell)
+  begun, changed = has_begun(workdir), []
+  if begun:
+    changed = record.check_resumable(record.read(workdir / CONFIG_FILE), settings, workdir)
+  choice = choose(settings.data, workdir / FOLDS_FILE if begun else None, terminal.progress)
+  for line in choice.lines:
+    tell(line)
+  dataset = open_dataset(settings.data, choice, terminal.progress, tell)
+  processes.wait()  # until all have read what the run began with
   if processes.first():
-    write_subjects(workdir / SUBJECTS_FILE, *_subjects(dataset))
+    _claim(workdir, settings, choice, dataset, begun, tell)
   train = settings.train
   steps_per_epoch = train.steps_per_epoch or max(1, len(dataset.train) // settings.data.batch)
   plan = Plan(steps_per_epoch, train.epochs * steps_per_epoch, train)
@@ -177,22 +192,47 @@ def _restored(
   return checkpoints, jax.device_put(new_state(), sharding), {}
 
 
-def _claim_workdir(workdir: Path, settings: Settings) -> list[str]:
-  """Writes the settings; says what has changed since the run began."""
-  path, changed = workdir / CONFIG_FILE, []
-  if any(folder.name.isdigit() for folder in workdir.glob(f"{CHECKPOINTS}/*")):
-    changed = record.check_resumable(record.read(path), settings, workdir)
-  processes.wait()  # until all have read what it was
-  if processes.first():
-    record.write(path, settings)
-  return changed
+def _claim(
+  workdir: Path,
+  settings: Settings,
+  choice: Choice,
+  dataset: Dataset,
+  begun: bool,
+  tell: Callable[[str], None],
+) -> None:
+  """Writes what a run begins with; what killed starts have left of the run's files goes."""
+  for name in (CONFIG_FILE, FOLDS_FILE, SUBJECTS_FILE, RUN_FILE, NUMBERS_FILE):
+    files.sweep(workdir / name)
+  subjects = _subjects(dataset)
+  if begun and (workdir / SUBJECTS_FILE).exists():
+    subjects = _with_earlier(subjects, read_subjects(workdir / SUBJECTS_FILE), workdir, tell)
+  if not begun:
+    files.write_text(workdir / FOLDS_FILE, json.dumps(choice.folds, indent=1) + "\n")
+  write_subjects(workdir / SUBJECTS_FILE, *subjects)
+  record.write(workdir / CONFIG_FILE, settings)
 
 
-def _subjects(dataset: Dataset) -> tuple[list[Subject], list[Subject]]:
+def _subjects(dataset: Dataset) -> list[list[Subject]]:
   """Who this run trains and validates on, so that no evaluation mistakes them for new ones."""
 
   def subject(name: str) -> Subject:
     case, content = dataset.cases[name], open_entry(dataset.entries[name]).meta["content"]
     return Subject(case.name, case.patient, case.label_map[1], content)
 
-  return [subject(name) for name in dataset.train], [subject(name) for name in dataset.val]
+  return [[subject(name) for name in side] for side in (dataset.train, dataset.val)]
+
+
+def _with_earlier(
+  now: Sequence[Sequence[Subject]],
+  earlier: Sequence[Sequence[Subject]],
+  workdir: Path,
+  tell: Callable[[str], None],
+) -> list[list[Subject]]:
+  """With the subjects of before that are not there, or not the same, any more: they stay known."""
+  gone = [[s for s in before if s not in side] for side, before in zip(now, earlier, strict=True)]
+  if names := [subject.name for side in gone for subject in side]:
+    tell(
+      f"warning: cases are gone or have other images since the run in {workdir} began: "
+      f"{some(sorted(set(names)))}; what it was trained on stays in {SUBJECTS_FILE}"
+    )
+  return [[*side, *lost] for side, lost in zip(now, gone, strict=True)]

@@ -197,7 +197,9 @@ JSON = st.recursive(
   st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=4) | st.just("A"),
   lambda x: (
     st.lists(x, max_size=3)
-    | st.dictionaries(st.sampled_from(["train", "val", "folds", "seed", "0", "channel_names"]), x)
+    | st.dictionaries(
+      st.sampled_from(["train", "val", "test", "folds", "seed", "0", "channel_names"]), x
+    )
   ),
   max_leaves=8,
 )
@@ -212,10 +214,9 @@ def test_any_split(places, content):
   (folder / "given.json").write_text(json.dumps(content))
   case = find_cases(make_light_case(folder / "data" / "A"))[0]
   try:
-    kept = folds.read_or_make(folder / "folds.json", [case], given=folder / "given.json")
+    kept = folds.decide([case], given=folder / "given.json")
   except UserError as e:
     assert "given.json" in str(e)
-    assert not (folder / "folds.json").exists()
   else:
     names = {name for side in folds.split(kept, 0) for name in side}
     assert names <= {"A"}
@@ -235,7 +236,7 @@ def test_a_split_cannot_name_what_is_no_case(tmp_path, name):
     (tmp_path / "given.json").write_text(json.dumps(form))
     (case,) = find_cases(tmp_path if (tmp_path / "A").exists() else make_light_case(tmp_path / "A"))
     with pytest.raises(UserError, match="not in the data"):
-      folds.read_or_make(tmp_path / "folds.json", [case], given=tmp_path / "given.json")
+      folds.decide([case], given=tmp_path / "given.json")
   assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "given.json"]
 
 

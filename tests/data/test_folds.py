@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from kd_jax.data.cases import Case
-from kd_jax.data.folds import make_folds, read_or_make, split
+from kd_jax.data.folds import (
+  decide,
+  holdout,
+  known_patients,
+  listed,
+  make_folds,
+  split,
+  validated_twice,
+)
 from kd_jax.runtime.errors import ConfigError, UserError
 from kd_jax.tasks.names import patient_of
 
@@ -65,22 +73,22 @@ def test_too_few_patients():
     make_folds(CASES, 1)
 
 
-def test_made_once_then_read_back(tmp_path):
-  path = tmp_path / "work" / "folds.json"
-  made = read_or_make(path, CASES)
-  assert made == make_folds(CASES) == json.loads(path.read_text())
-  stamp = path.stat().st_mtime_ns
-  assert read_or_make(path, CASES) == made
-  assert path.stat().st_mtime_ns == stamp
-  assert [p.name for p in path.parent.iterdir()] == ["folds.json"]
+def test_made_as_asked_where_nothing_is_stored():
+  assert decide(CASES) == make_folds(CASES)
+  assert decide(CASES, 3, 7) == make_folds(CASES, 3, 7)
+
+
+def write(path, content):
+  path.write_text(json.dumps(content))
+  return path
 
 
 def test_a_changed_setting_does_not_reshuffle_a_run(tmp_path):
-  path = tmp_path / "folds.json"
-  read_or_make(path, CASES, folds=5, seed=20)
+  stored = write(tmp_path / "folds.json", make_folds(CASES, 5, 20))
+  assert decide(CASES, 5, 20, stored=stored) == make_folds(CASES, 5, 20)
   for changed in ({"folds": 4}, {"seed": 21}):
     with pytest.raises(UserError, match="made with 5 folds and seed 20"):
-      read_or_make(path, CASES, **changed)
+      decide(CASES, **changed, stored=stored)
 
 
 A, B, C = "BraTS2021_00000", "BraTS2021_00001", "BraTS2021_00002"
@@ -94,20 +102,21 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("form", "fold", "expected"), FORMS)
-def test_given_files_are_honoured_and_copied(tmp_path, form, fold, expected):
-  (tmp_path / "given.json").write_text(json.dumps(form))
-  path = tmp_path / "work" / "folds.json"
-  folds = read_or_make(path, THREE, given=tmp_path / "given.json")
-  assert split(folds, fold) == expected
-  assert json.loads(path.read_text()) == form
-  assert read_or_make(path, THREE, given=tmp_path / "given.json") == form  # and again
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+def test_given_files_are_honoured(tmp_path, form, fold, expected, mark):
+  given = tmp_path / "given.json"
+  given.write_bytes(mark + json.dumps(form).encode())
+  folds = decide(THREE, given=given)
+  assert folds == form and split(folds, fold) == expected
+  stored = write(tmp_path / "stored.json", folds)
+  assert decide(THREE, stored=stored, given=given) == form  # and again
 
 
 def test_a_given_file_cannot_replace_the_folds_of_a_run(tmp_path):
-  read_or_make(tmp_path / "folds.json", THREE, folds=3)
-  (tmp_path / "given.json").write_text(json.dumps(FORMS[0][0]))
+  stored = write(tmp_path / "folds.json", make_folds(THREE, 3))
+  given = write(tmp_path / "given.json", FORMS[0][0])
   with pytest.raises(UserError, match="holds other folds"):
-    read_or_make(tmp_path / "folds.json", THREE, given=tmp_path / "given.json")
+    decide(THREE, stored=stored, given=given)
 
 
 @pytest.mark.parametrize("fold", [-1, 3])
@@ -123,8 +132,13 @@ G0, G1 = "BraTS-GLI-00001-100", "BraTS-GLI-00001-101"
   ("content", "cases", "message"),
   [
     ({"train": [A, "Nobody"], "val": [B, C]}, THREE, "not in the data: Nobody"),
-    ({"folds": [[A], [B]]}, THREE, f"in no fold of .*: {C}"),
-    ([{"train": [A], "val": [B]}], THREE, f"in no fold of .*: {C}"),
+    ({"train": [A], "val": [B], "test": ["Nobody"]}, THREE, "not in the data: Nobody"),
+    ({"train": [A], "val": [B], "test": [B]}, THREE, f"both validation and test of fold 0: {B}"),
+    ({"train": [G0], "val": [A], "test": [G1]}, [*THREE, case(G0), case(G1)], "training and test"),
+    ({"train": [A], "val": [B], "testing": [C]}, THREE, "an entry 'testing', .* not understood"),
+    ([{"train": [A], "val": [B], "fold": 1}], THREE, "an entry 'fold', .* not understood"),
+    ({"folds": [[A], [B]], "holdout": [C]}, THREE, "an entry 'holdout', .* not understood"),
+    ({"train": [A], "val": [B], "test": "C"}, THREE, "holds no folds"),
     ({"train": [A, B], "val": [B, C]}, THREE, f"both training and validation of fold 0: {B}"),
     ({"folds": [[A, B], [B, C]]}, THREE, "both training and validation"),
     ({"train": [G0], "val": [G1]}, [case(G0), case(G1)], "both .*: BraTS-GLI-00001"),
@@ -139,19 +153,81 @@ G0, G1 = "BraTS-GLI-00001-100", "BraTS-GLI-00001-101"
     ({"train": [1], "val": [2]}, THREE, "holds no folds"),
   ],
 )
-@pytest.mark.parametrize("as_given", [True, False])
-def test_files_that_do_not_fit_are_refused(tmp_path, content, cases, message, as_given):
-  source = tmp_path / ("given.json" if as_given else "folds.json")
-  source.write_text(json.dumps(content))
+@pytest.mark.parametrize("source", ["given", "stored"])
+def test_files_that_do_not_fit_are_refused(tmp_path, content, cases, message, source):
+  path = write(tmp_path / f"{source}.json", content)
   with pytest.raises(UserError, match=message) as e:
-    read_or_make(tmp_path / "folds.json", cases, given=source if as_given else None)
-  assert source.name in str(e.value)
-  assert [p.name for p in tmp_path.iterdir()] == [source.name]
+    decide(cases, **{source: path})
+  assert path.name in str(e.value)
 
 
 def test_broken_and_absent_files(tmp_path):
   (tmp_path / "folds.json").write_text('{"folds": [')
   with pytest.raises(UserError, match="holds no folds"):
-    read_or_make(tmp_path / "folds.json", THREE)
+    decide(THREE, stored=tmp_path / "folds.json")
   with pytest.raises(UserError, match="cannot read the folds"):
-    read_or_make(tmp_path / "new.json", THREE, given=tmp_path / "absent.json")
+    decide(THREE, given=tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+  ("written", "meant"),
+  [
+    (f"{A}.nii.gz", A),
+    (f"{A}_0000", A),
+    (f"imagesTr/{A}_0000.nii.gz", A),
+    (f"{A}_t1ce.nii.gz", A),
+    (f"data\\{A}\\", A),
+    (f" {A}", A),
+    (A.upper(), A),
+    (f"/data/{G0}/{G0}-t1c.nii.gz", G0),
+  ],
+)
+def test_how_a_case_is_named_is_said(tmp_path, written, meant):
+  cases = [*THREE, case(G0)]
+  others = [c.name for c in cases if c.name != meant]
+  given = write(tmp_path / "given.json", {"train": [written], "val": others})
+  with pytest.raises(UserError) as e:
+    decide(cases, given=given)
+  assert f"write {meant!r} for {written!r}" in str(e.value)
+
+
+def test_names_of_other_data_are_answered_with_some_of_this(tmp_path):
+  given = write(tmp_path / "given.json", {"train": ["BRATS_001"], "val": ["BRATS_002"]})
+  with pytest.raises(UserError, match=f"it has 3 cases, such as {A}, {B}, {C}"):
+    decide(THREE, given=given)
+
+
+# --- Hold-outs --------------------------------------------------------------------------------
+
+D = CASES[3].name
+
+
+@pytest.mark.parametrize(
+  ("form", "fold", "expected"),
+  [
+    ({"folds": [[A], [B]]}, 0, [C, D]),
+    ([{"train": [A], "val": [B]}, {"train": [B], "val": [A]}], 1, [C, D]),
+    ({"train": [A, B], "val": [C], "test": [D]}, 0, [D]),
+    ({"train": [A], "val": [C], "test": []}, 0, [B, D]),
+    ([{"train": [A], "val": [B], "test": [C]}, {"train": [C], "val": [B], "test": [A]}], 0, [C, D]),
+    ({"folds": [[A, C], [B, D]]}, 0, []),
+  ],
+)
+def test_what_a_fold_does_not_use_is_its_holdout(tmp_path, form, fold, expected):
+  folds = decide(CASES[:4], given=write(tmp_path / "given.json", form))
+  assert [c.name for c in holdout(folds, fold, CASES[:4])] == expected
+  assert known_patients(folds, fold, CASES[:4]) == []
+  assert listed(folds) == {name for name in (A, B, C, D) if f'"{name}"' in json.dumps(form)}
+
+
+def test_of_a_known_patient_nothing_is_unseen():
+  cases = [*THREE, case(G0), case(G1)]
+  assert known_patients({"train": [G0], "val": [A]}, 0, cases) == [G1]
+  assert known_patients({"train": [A], "val": [G1]}, 0, cases) == [G0]
+  assert known_patients({"train": [A], "val": [B]}, 0, cases) == []
+
+
+def test_cases_that_several_folds_validate_on():
+  assert validated_twice(make_folds(CASES)) == []
+  repeated = [{"train": [A], "val": [B, C]}, {"train": [C], "val": [A, B]}]
+  assert validated_twice(repeated) == [B]

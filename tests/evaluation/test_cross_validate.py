@@ -1,6 +1,8 @@
 """Folds trained apart and scored together; training itself is replaced by its outcome."""
 
 import csv
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +83,46 @@ def test_folds_that_there_are_not(tmp_path, terminal, trained):
   with pytest.raises(ConfigError, match="folds 0 to 1"):
     cross_validate(settings, tmp_path / "cv", [2], terminal)
   assert trained == []
+
+
+def test_all_folds_are_split_as_the_first_was(tmp_path, terminal, trained, monkeypatch):
+  """Cases that are added between two folds are in none, and are named."""
+  root = make_data(tmp_path / "data")
+  settings = record.read(make_run(tmp_path / "probe", root, folds=2) / "config.json")
+  files = []
+  train = cross_validate_lib.train
+
+  def note(settings, workdir, terminal):
+    files.append(settings.data.folds_file)
+    train(settings, workdir, terminal)
+
+  monkeypatch.setattr(cross_validate_lib, "train", note)
+  cross_validate(settings, tmp_path / "cv", [0], terminal)
+  cross_validate(settings, tmp_path / "cv", [0, 1], terminal)
+  assert files == ["", "", str(tmp_path / "cv" / "fold0" / "folds.json")]
+  make_data(root, cases=1, first=70)
+  summary = cross_validate(settings, tmp_path / "cv", [], terminal)
+  assert summary["data"]["cases"] == 6
+  assert any("1 of 7 cases" in note and "case70" in note for note in summary["notes"])
+  other = replace(settings, data=replace(settings.data, folds_seed=3))
+  (tmp_path / "cv" / "fold1" / "checkpoints").rename(tmp_path / "elsewhere")
+  with pytest.raises(UserError, match="made with 2 folds and seed 20, not 2 and 3"):
+    cross_validate(other, tmp_path / "cv", [1], terminal)
+
+
+def test_a_case_that_two_folds_validate_on_is_named(tmp_path, terminal, trained):
+  root = make_data(tmp_path / "data", cases=3)
+  settings = record.read(make_run(tmp_path / "probe", root, folds=2) / "config.json")
+  repeated = [
+    {"train": ["case0"], "val": ["case1", "case2"]},
+    {"train": ["case1"], "val": ["case2", "case0"]},
+  ]
+  (tmp_path / "repeated.json").write_text(json.dumps(repeated))
+  data = replace(settings.data, folds_file=str(tmp_path / "repeated.json"))
+  with pytest.raises(UserError, match="validation lists of several folds: case2"):
+    cross_validate(replace(settings, data=data), tmp_path / "cv", [], terminal)
+  assert trained == []
+  for fold in (0, 1):
+    make_run(tmp_path / "cv" / f"fold{fold}", root, fold, folds=2, given=repeated)
+  with pytest.raises(UserError, match=r"fold1 scored cases that another .*: case2"):
+    cross_validate(settings, tmp_path / "cv", [], terminal)

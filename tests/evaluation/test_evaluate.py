@@ -1,6 +1,7 @@
 """Evaluations: of runs on their own and on other data, never on training subjects; of masks."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -172,6 +173,79 @@ def test_edited_folds_are_noticed(place, terminal, tmp_path):
   (run / "folds.json").unlink()
   with pytest.raises(UserError, match=r"has no folds\.json"):
     evaluate(predictor(run), Choice(), None, terminal)
+
+
+# --- Hold-outs --------------------------------------------------------------------------------
+
+FOLDS = {"folds": [["case0", "case1"], ["case2", "case3"]]}  # of six cases
+
+
+@pytest.fixture(scope="module")
+def held_out(place) -> Path:
+  """Two folds of a cross-validation that leaves case4 and case5 out."""
+  for fold in (0, 1):
+    make_run(place / "cv" / f"fold{fold}", place / "data", fold, seed=fold, folds=2, given=FOLDS)
+  return place / "cv"
+
+
+def test_a_holdout_is_scored(held_out, terminal):
+  run = held_out / "fold0"
+  summary = evaluate(predictor(run), Choice(split="holdout"), None, terminal)
+  folder = run / "evaluation" / "holdout"
+  assert sorted(rows(folder)) == ["case4", "case5"]
+  assert summary["data"]["split"] == "holdout" and summary["data"]["cases"] == 2
+  assert summary["data"]["fold"] == 0 and summary["data"]["folds"] == 2
+  assert "hold-out" in summary["title"] and summary["notes"] == []
+  assert "2 hold-out cases of" in terminal.console.file.getvalue()
+  assert "(hold-out, fold 0 of 2)" in (folder / "report.html").read_text()
+
+
+def test_a_holdout_of_all_folds_together(held_out, terminal, tmp_path):
+  with pytest.raises(ConfigError, match="give --output"):
+    evaluate(predictor(held_out), Choice(split="holdout"), None, terminal)
+  summary = evaluate(predictor(held_out), Choice(split="holdout"), tmp_path, terminal)
+  assert sorted(rows(tmp_path)) == ["case4", "case5"] and len(summary["students"]) == 2
+  assert "fold" not in summary["data"]
+
+
+def test_a_holdout_is_what_no_student_has_used(place, terminal, tmp_path):
+  """Two runs with lists of their own."""
+  make_run(tmp_path / "a", place / "data", given={"train": ["case0"], "val": ["case1"]})
+  lists = {"train": ["case2"], "val": ["case3"], "test": ["case0", "case5"]}
+  make_run(tmp_path / "b", place / "data", given=lists)
+  evaluate(predictor(tmp_path / "b"), Choice(split="holdout"), tmp_path / "one", terminal)
+  assert sorted(rows(tmp_path / "one")) == ["case0", "case1", "case4", "case5"]
+  both = predictor(tmp_path / "a", tmp_path / "b")
+  evaluate(both, Choice(split="holdout"), tmp_path / "two", terminal)
+  assert sorted(rows(tmp_path / "two")) == ["case4", "case5"]
+
+
+@pytest.mark.parametrize("known", ["case2", "case0"], ids=["trained on", "validated on"])
+def test_a_known_patient_in_a_holdout_is_refused(place, held_out, terminal, tmp_path, known):
+  shutil.copytree(place / "data", tmp_path / "data")
+  shutil.rmtree(tmp_path / "data" / "case5")
+  renamed_copy(place, known, tmp_path / "data" / "Other_001")
+  choice = Choice(data_root=tmp_path / "data", split="holdout")
+  with pytest.raises(UserError, match=r"1 of 2 cases .* trained or validated on") as error:
+    evaluate(predictor(held_out / "fold0"), choice, tmp_path / "out", terminal)
+  assert f"Other_001: the same t1ce image as {known}" in str(error.value)
+  choice = dataclasses.replace(choice, exclude_training_subjects=True)
+  summary = evaluate(predictor(held_out / "fold0"), choice, tmp_path / "out", terminal)
+  assert list(rows(tmp_path / "out")) == ["case4"] and list(summary["excluded"]) == ["Other_001"]
+
+
+def test_where_there_is_no_holdout(place, held_out, terminal, tmp_path):
+  holdout = Choice(split="holdout")
+  with pytest.raises(UserError, match="there is no hold-out: each case of"):
+    evaluate(predictor(place / "fold0"), holdout, None, terminal)
+  export(open_student(held_out / "fold0"), tmp_path / "shared")
+  for choice in (holdout, dataclasses.replace(holdout, data_root=place / "other")):
+    with pytest.raises(ConfigError, match="an exported student"):
+      evaluate(predictor(tmp_path / "shared"), choice, tmp_path / "out", terminal)
+  other = dataclasses.replace(holdout, data_root=place / "other")
+  with pytest.raises(UserError, match=r"lacks cases of .*: case0, case1, case2, case3"):
+    evaluate(predictor(held_out / "fold0"), other, tmp_path / "out", terminal)
+  assert not (tmp_path / "out").exists()
 
 
 # --- Masks ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Runs that nobody trained: work directories as training leaves them, with random parameters."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from kd_jax.data.subjects import subject_of, write_subjects
 from kd_jax.models.framework import Framework
 from kd_jax.runs.checkpoints import Checkpoints
 from kd_jax.runs.layout import CONFIG_FILE, FOLDS_FILE, SUBJECTS_FILE
+from kd_jax.runtime.files import write_text
 from kd_jax.settings import presets, record
 from kd_jax.training.optimisers import optimizer
 from kd_jax.training.state import init_state, to_items
@@ -31,8 +33,12 @@ def make_run(
   seed: int = 0,
   folds: int = 5,
   notes: dict | None = None,
+  given: folds_lib.Folds | None = None,
 ) -> Path:
-  """A T1ce student and one FLAIR teacher, as if trained on all but one fold of root's cases."""
+  """A T1ce student and one FLAIR teacher, as if trained on all but one fold of root's cases.
+
+  The folds are made, or given.
+  """
   settings = presets.settings(
     "brats21:from_flair",
     {
@@ -49,7 +55,8 @@ def make_run(
   record.write(workdir / CONFIG_FILE, settings)
 
   cases = {case.name: case for case in find_cases(root)}
-  kept = folds_lib.read_or_make(workdir / FOLDS_FILE, list(cases.values()), folds)
+  kept = given or folds_lib.make_folds(list(cases.values()), folds)
+  write_text(workdir / FOLDS_FILE, json.dumps(kept))
   images = {n: {"t1ce": nifti.read(case.images["t1ce"])} for n, case in cases.items()}
   sides = folds_lib.split(kept, fold)
   subjects = ([subject_of(cases[name], images[name]) for name in side] for side in sides)
