@@ -129,10 +129,17 @@ def find(settings: DataSettings, progress: Progress) -> tuple[Found, list[str]]:
       root, workers = Path(settings.root), settings.prepare_workers or None
       demo.write_dataset(root, settings.demo_cases, settings.demo_seed, workers, report)
   naming = naming_of(settings.names, settings.patients)
+  found = under_root(settings, naming)
+  return found, _on_names(found, naming, settings)
+
+
+def under_root(settings: DataSettings, naming: Naming | None = None) -> Found:
+  """What lies under the root. UserError if there is no case."""
+  naming = naming or naming_of(settings.names, settings.patients)
   found = search(settings.root, settings.labels, naming)
   if not found.cases:
     raise found.errors[0] if found.errors else no_case(settings.root)
-  return found, _on_names(found, naming, settings)
+  return found
 
 
 def _on_names(found: Found, naming: Naming, settings: DataSettings) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from kd_jax.data import folds as folds_lib
 from kd_jax.data.cases import Case
-from kd_jax.data.dataset import find_all
+from kd_jax.data.dataset import under_root
 from kd_jax.evaluation import summary as scores_lib
 from kd_jax.evaluation.compare import Scores, read_scores
 from kd_jax.evaluation.students import Choice, evaluate
@@ -116,7 +116,7 @@ def _gather(
     run_of |= dict.fromkeys(own, run)
   scores = {name: scores[name] for name in sorted(scores)}
   students = [open_student(run) for run in runs]
-  cases = find_all(settings.data).cases
+  cases = under_root(settings.data).cases
   scored = [case for case in cases if case.name in scores]
   failed = {name: why for s in summaries for name, why in s["failed"].items()}
   summary = scores_lib.summarise(

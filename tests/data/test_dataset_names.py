@@ -20,8 +20,10 @@ def quiet(label):
 def prepare(tmp_path, **more):
   """(ready cases, bad cases, lines that were told)."""
   told = []
-  _, entries, bad = dataset.prepare(settings(tmp_path, **more), quiet, told.append)
-  return sorted(entries), [error.case for error in bad], told
+  own = settings(tmp_path, **more)
+  found, lines = dataset.find(own, quiet)
+  entries, bad = dataset.prepare(own, found.cases, quiet, told.append)
+  return sorted(entries), [error.case for error in found.errors + bad], lines + told
 
 
 def test_images_that_are_no_cases_are_bad_and_files_beside_cases_are_told(tmp_path):
@@ -53,8 +55,8 @@ def test_names_that_look_like_time_points_are_told_until_a_table_says_whose_they
   (tmp_path / "who.csv").write_text("case,patient\n" + rows)
   more = {"patients": str(tmp_path / "who.csv"), "folds": 2}
   assert prepare(tmp_path, **more)[2] == []
-  opened = dataset.open_dataset(settings(tmp_path, **more), tmp_path / "folds.json", quiet)
-  assert sorted(name[0] for name in opened.val) in (["A", "A"], ["B", "B"])
+  choice = dataset.choose(settings(tmp_path, **more), None, quiet)
+  assert sorted(name[0] for name in choice.val) in (["A", "A"], ["B", "B"])
   (tmp_path / "who.csv").write_text("case,patient\nA_1,A\nA_2,A\nB_1,B\n")
   assert "lacks 1 cases, whose names tell the patient: B_2" in prepare(tmp_path, **more)[2][0]
 
@@ -66,3 +68,15 @@ def test_names_of_files_can_be_explained(tmp_path):
   assert prepare(tmp_path)[:2] == ([], ["A", "A"])
   ready, bad, _ = prepare(tmp_path, names='{"t1ce": "*post", "t1": "*pre"}')
   assert (ready, bad) == (["A"], [])
+
+
+def test_a_run_does_not_begin_while_something_is_missed(tmp_path):
+  for seed in range(3):
+    make_case(tmp_path / "data" / f"C{seed}", seed=seed)
+  (tmp_path / "data" / "D").mkdir()
+  (tmp_path / "data" / "D" / "scan.nii.gz").touch()
+  with pytest.raises(UserError, match=r"1 case cannot be used:(.|\n)*scan.nii.gz"):
+    dataset.choose(settings(tmp_path, folds=2), None, quiet)
+  assert not (tmp_path / "cache").exists()
+  choice = dataset.choose(settings(tmp_path, folds=2, skip_bad_cases=True), None, quiet)
+  assert [error.case for error in choice.bad] == ["scan"]

@@ -17,7 +17,7 @@ from kd_jax.data.folds import (
   validated_twice,
 )
 from kd_jax.runtime.errors import ConfigError, UserError
-from kd_jax.tasks.names import patient_of
+from kd_jax.tasks.patients import patient_of
 
 
 def case(name: str) -> Case:
