@@ -205,6 +205,12 @@ def test_the_threshold_of_et_is_the_smallest_that_gains_more_than_one_case_can(c
   assert means[-1] >= choose(cases, MinimumSizes(BY_VALIDATION, 0.0))[1][-1]
 
 
+@pytest.mark.parametrize("smallest", [50, 100, 200, 300, 500, 1000])
+def test_every_threshold_of_et_can_be_chosen(smallest):
+  cases = [*LARGE_ET, no_et(smallest - 1), no_et(smallest - 1.5)]
+  assert choose(cases, MinimumSizes(0.0, BY_VALIDATION))[0] == (0, smallest)
+
+
 def rising(*gains: float) -> Evidence:
   """WT gains so much at each minimum component size over none, and no more after the last."""
   steps = [0.0, *gains] + [gains[-1]] * (len(COMPONENT_MM3) - len(gains))
@@ -232,6 +238,15 @@ def test_the_component_size_is_the_least_that_gains_without_the_best_case(cases,
   i = (0.0, *COMPONENT_MM3).index(expected)
   assert means[0] == pytest.approx(np.mean([case.dice[i][0] for case in cases]))
   assert means[0] >= np.mean([case.dice[0][0] for case in cases])
+
+
+def test_every_minimum_size_of_a_component_can_be_chosen():
+  """From 50 mm3 to 64 ml, in doublings and, below 1 ml, as decades are divided."""
+  sizes = [50, 100, 200, 500, *(1000 * 2**i for i in range(7))]
+  for i, smallest in enumerate(sizes):
+    cases = [rising(*[0.0] * i, 0.1)] * 3
+    assert choose(cases, MinimumSizes(BY_VALIDATION, 0.0))[0] == (smallest, 0)
+  assert component_sizes_to_try(BY_VALIDATION) == (0, *sizes)
 
 
 def test_what_is_asked_for_is_not_chosen():
