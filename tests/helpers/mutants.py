@@ -56,6 +56,7 @@ MODULES = {
   "kd_jax.training.mesh": ["tests/training/test_mesh.py"],
   "kd_jax.prediction.sliding_window": ["tests/prediction/test_sliding_window.py"],
   "kd_jax.prediction.predictor": [
+    "tests/prediction/test_predictor.py",
     "tests/prediction/test_postprocess.py",
     "tests/prediction/test_predict.py",
     "tests/prediction/test_student.py",

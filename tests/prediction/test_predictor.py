@@ -1,0 +1,101 @@
+"""What a predictor decides: where its result lies, sequences, the window, too little memory."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from students import make_student
+
+from kd_jax.data.cases import loose_case
+from kd_jax.data.preprocess import PlainImage
+from kd_jax.prediction import predictor as predictor_module
+from kd_jax.prediction import sliding_window
+from kd_jax.prediction.predictor import Prediction, Predictor, Prepared
+from kd_jax.runtime.errors import CaseError, UserError
+from kd_jax.settings.inference import MinimumSizes
+
+SHAPE = (12, 10, 9)
+BRAIN = (slice(2, 11), slice(1, 9), slice(3, 9))
+
+
+def image(seed: int) -> PlainImage:
+  data = np.zeros(SHAPE, np.int16)
+  data[BRAIN] = np.random.default_rng(seed).integers(100, 900, data[BRAIN].shape)
+  return PlainImage(data)
+
+
+def test_what_is_said_of_the_brain_lies_where_it_was_and_all_else_is_background():
+  prepared = Predictor([make_student()]).prepare({"t1ce": image(0)})
+  assert prepared.grid.box == BRAIN
+  p = np.random.default_rng(1).dirichlet(np.ones(4), prepared.grid.shape)
+  prediction = Prediction(np.moveaxis(p, -1, 0).astype(np.float32), prepared, MinimumSizes())
+
+  classes = np.zeros(SHAPE)
+  classes[BRAIN] = p.argmax(-1)
+  np.testing.assert_array_equal(prediction.classes(), classes)
+  assert prediction.classes().dtype == np.uint8
+  maps = prediction.regions()
+  for region, of in {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}.items():
+    expected = np.zeros(SHAPE)
+    expected[BRAIN] = p[..., of].sum(-1)
+    np.testing.assert_allclose(maps[region], expected, atol=1e-6, err_msg=region)
+  assert maps.keys() == {"WT", "TC", "ET"}
+
+
+def test_sequences_come_in_the_student_s_order_and_others_are_passed_over():
+  student = make_student(modalities=("t2", "t1ce"))
+  given = {"flair": image(0), "t1ce": image(1), "t2": image(2)}
+  prepared = Predictor([student]).prepare(given)
+  assert prepared.reference is given["t2"]
+  for array, name in zip(prepared.images, ("t2", "t1ce"), strict=True):
+    brain = given[name].data[BRAIN].astype(float)
+    np.testing.assert_allclose(array, (brain - brain.mean()) / brain.std(), atol=2e-3)
+
+
+def test_a_sequence_without_a_file_is_named(tmp_path):
+  case = loose_case("scan", {"t2": tmp_path / "scan-t2w.nii.gz"})
+  with pytest.raises(CaseError, match="no t1ce image"):
+    Predictor([make_student()]).load(case, print)
+
+
+def prepared_of(*shape: int) -> Prepared:
+  return Prepared(np.zeros((1, *shape), np.float32), None, None)
+
+
+@pytest.mark.parametrize(("asked", "whole"), [("auto", True), ("whole", True), ("sliding", False)])
+def test_the_window_that_memory_allows(monkeypatch, asked, whole):
+  """One voxel more than there is memory for, of the largest of the students, is too much."""
+  small = make_student()
+  wide = dataclasses.replace(small.architecture, filters=(8, 8, 8, 8))
+  large = dataclasses.replace(
+    small, architecture=wide, params=wide.framework().init(jax.random.key(0))["student"]
+  )
+  per_voxel = wide.kind.bytes_per_channel * 8
+  assert per_voxel > small.architecture.kind.bytes_per_channel * 4
+  for missing in (0, 1):
+    memory = per_voxel * 64 * 48 * 40 - missing
+    monkeypatch.setattr(predictor_module, "free_memory", lambda memory=memory: memory)
+    for students in ([small, large], [large, small]):
+      window = Predictor(students, window=asked).window(prepared_of(64, 47, 33))
+      fits = whole and not (missing and asked == "auto")
+      assert window == ((64, 48, 40) if fits else (16, 16, 16))
+
+
+@pytest.mark.parametrize("said", ["RESOURCE_EXHAUSTED: 9 GB", "INTERNAL: Out of memory on GPU"])
+def test_too_little_memory_is_said_with_the_remedy(monkeypatch, said):
+  def fails(*args):
+    raise jax.errors.JaxRuntimeError(said)
+
+  monkeypatch.setattr(sliding_window, "predict", fails)
+  with pytest.raises(UserError, match=r"a window of \(24, 16, 8\) voxels; use --window=sliding"):
+    Predictor([make_student()], window="whole").probabilities(prepared_of(24, 10, 8))
+
+
+def test_any_other_error_of_the_device_stays_what_it_is(monkeypatch):
+  def fails(*args):
+    raise jax.errors.JaxRuntimeError("INTERNAL: ptxas failed")
+
+  monkeypatch.setattr(sliding_window, "predict", fails)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="ptxas"):
+    Predictor([make_student()]).probabilities(prepared_of(16, 16, 16))
