@@ -27,6 +27,7 @@ from kd_jax.settings.data import CacheSettings
 
 _INDEX = "files.json"
 _SAVE_INDEX_EVERY = 50  # cases
+_WARNINGS = 10  # lines
 
 # (size, mtime in ns, sha256) by absolute path.
 Index = dict[str, tuple[int, int, str]]
@@ -49,7 +50,8 @@ def prepare(
     settings: what the entries look like.
     workers: processes; None for one a core (16 at most), 0 or 1 for this process alone.
     progress: called with (cases done, cases in all, name of the latest).
-    tell: called with a line for each entry that was damaged.
+    tell: called with a line for each entry that was damaged, and for up to 10 cases that are used
+      in spite of a warning.
 
   Returns:
     The entry of each good case by its name, and the findings of all bad cases, both in the order
@@ -107,10 +109,29 @@ def prepare(
   finally:  # what is done stays done, whatever ended the loop
     if todo:
       _write_index(cache_dir, index)
+  entries = {case.name: ready[case.name] for case in cases if case.name in ready}
+  if tell:
+    _tell_warnings(entries, tell)
   return (
-    {case.name: ready[case.name] for case in cases if case.name in ready},
+    entries,
     [error for case in cases for error in errors.get(case.name, ())],
   )
+
+
+def _tell_warnings(entries: Mapping[str, Path], tell: Callable[[str], None]) -> None:
+  """What entry.py noted of the cases, whenever it was made: one line a case."""
+  lines = []
+  for name, path in entries.items():
+    files: dict[str, list[str]] = {}  # finding and remedy -> which files have it
+    for file, finding, remedy in json.loads((path / "meta.json").read_text())["warnings"]:
+      files.setdefault(f"{finding}. {remedy}", []).append(file)
+    if files:
+      said = " ".join(f"{text} ({', '.join(names)})" for text, names in files.items())
+      lines.append(f"warning: {name}: {said}")
+  for line in lines[:_WARNINGS]:
+    tell(line)
+  if len(lines) > _WARNINGS:
+    tell(f"warning: {len(lines) - _WARNINGS} more cases have warnings, {len(lines)} in all")
 
 
 # --- The work, here or in processes -----------------------------------------------------------

@@ -6,7 +6,7 @@ settings, the format), so an entry is never out of date and never overwritten:
   images.npy      (4, D, H, W) in MODALITIES order, float16 (zscore) or float32 (paper)
   labels.npy      (D, H, W) uint8 classes                      } not in an entry of a case
   foreground.npy  (3, 4096, 3) int16 coordinates of classes 1..3 } without a label map
-  meta.json       everything else: names, grid, settings, counts, checksums
+  meta.json       everything else: names, grid, settings, counts, warnings, checksums
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data import grid as grids
-from kd_jax.data.case_checks import missing_files, read_volumes, source_files
+from kd_jax.data.case_checks import check_labels, missing_files, read_volumes, source_files
 from kd_jax.data.cases import Case
 from kd_jax.data.preprocess import FOREGROUND_VOXELS, foreground_voxels, to_arrays
-from kd_jax.data.subjects import content_hash
+from kd_jax.data.subjects import content_hashes
 from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.settings.data import CacheSettings
 from kd_jax.tasks import labels
 from kd_jax.tasks.names import MODALITIES
 
-FORMAT = 2
+FORMAT = 3
 # NumPy reads a file's header with Python's parser, which in Python 3.11 now and then raises
 # SystemError where two threads use it at once ("AST constructor recursion depth mismatch").
 _OPENING = threading.Lock()
@@ -126,7 +126,7 @@ def build_entry(
   path = cache_dir / entry_key(case, hashes, settings)
   if not errors and path.exists():
     return path, []
-  volumes, found = read_volumes(case)
+  volumes, found, warnings = read_volumes(case)
   errors += found
   seg = volumes.pop("seg", None)
   arrays, voxels = {}, None
@@ -138,6 +138,11 @@ def build_entry(
       errors.append(CaseError(case.name, case.seg, str(e), remedy))
   if errors:
     return None, errors
+  if seg is not None and (odd := check_labels(classes, [volumes[m].data for m in MODALITIES])):
+    told = CaseError(case.name, case.seg, odd.text, odd.remedy)
+    if odd.severity == "error":
+      return None, [told]
+    warnings.append(told)
   images = {m: volumes[m] for m in MODALITIES}
   try:
     arrays["images"], grid = to_arrays(images, settings.grid, settings.normalise, settings.spacing)
@@ -162,7 +167,8 @@ def build_entry(
     "native_voxel_mm": reference.voxel_mm,
     "native_affine": reference.affine.tolist(),
     "class_voxels": voxels,
-    "content": {m: content_hash(volumes[m].data) for m in MODALITIES},
+    "content": content_hashes(images),
+    "warnings": [[Path(w.file).name, w.finding, w.remedy] for w in warnings],
     "sources": {k: {"name": p.name, "sha256": hashes[k]} for k, p in source_files(case).items()},
     "crc32": {name: zlib.crc32(array.data) for name, array in arrays.items()},
   }

@@ -15,6 +15,7 @@ import math
 import os
 import stat
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from kd_jax.runtime.files import write_bytes
 
 MAX_VOXELS = 2**28  # 645 a side: thirty times a BraTS scan
 VOXEL_MM = (1e-3, 1e3)  # edges beyond these are no measurement of anything
+# Two headers of one space may differ by this much: affines written with 4 decimals or as float32
+# quaternions are off by up to 0.02 mm at a brain's far corner. The networks' voxels have 1 mm.
+SAME_SPACE_MM = 0.1
 _MAX_EXTENSIONS = 1 << 24  # bytes between header and voxels
 _SLACK = 1 << 20  # bytes after the voxels that are borne: padding, some tool's appendix
 _PIECE = 1 << 20  # bytes read in one go
@@ -64,6 +68,17 @@ class Volume:
     """Edge lengths of a voxel in mm, along data's axes."""
     d, h, w = (float(mm) for mm in np.linalg.norm(self.affine[:3, :3], axis=0))
     return d, h, w
+
+
+def apart_mm(shape: Sequence[int], one: np.ndarray, other: np.ndarray) -> float:
+  """How far apart two affines (4, 4) place a corner of a volume, at most, in mm.
+
+  Voxel sizes and angles that differ count by what they move; SAME_SPACE_MM is rounding.
+  """
+  corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)  # (8, 3)
+  difference = one - other
+  apart = corners @ difference[:3, :3].T + difference[:3, 3]
+  return float(np.linalg.norm(apart, axis=1).max())
 
 
 def read(path: str | os.PathLike) -> Volume:

@@ -8,6 +8,7 @@ import numpy as np
 
 from kd_jax.data import grid as grids
 from kd_jax.data import nifti
+from kd_jax.data.brain import without_specks
 
 MOST_VOXELS = nifti.MAX_VOXELS  # of a grid
 FOREGROUND_VOXELS = 4096  # a class, at most; a sampler needs no more
@@ -37,6 +38,9 @@ def normalise(x: np.ndarray, how: str = "zscore") -> np.ndarray:
   student that is given its one scan sees what it saw in training. "paper": x - min/max - min, as
   the published code has it; its authors meant (x - min) / (max - min), but the missing brackets
   leave raw intensities (min is 0 in BraTS), and those it was trained with.
+
+  Raises:
+    ValueError: "zscore" of intensities that differ by less than float32 can hold (1e-38).
   """
   brain = x != 0
   x = x.astype(np.float32)
@@ -44,7 +48,9 @@ def normalise(x: np.ndarray, how: str = "zscore") -> np.ndarray:
     return x - x.min() / x.max() - x.min()
   inside = x[brain]
   mean, std = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
-  return np.where(brain, (x - np.float32(mean)) / np.float32(max(std, 1e-8)), np.float32(0))
+  if 0 < std < np.finfo(np.float32).tiny:
+    raise ValueError("its intensities are too small to be normalised")
+  return np.where(brain, (x - np.float32(mean)) / np.float32(std or 1), np.float32(0))
 
 
 def to_arrays(
@@ -54,6 +60,10 @@ def to_arrays(
   spacing: float = 1.0,
 ) -> tuple[np.ndarray, grids.Grid]:
   """Images on the networks' grid, as the cache holds them.
+
+  Specks outside a brain (`find_brain`) are no part of it: they move neither the brain grid's box
+  nor the statistics of zscore. The paper's grid and its intensities are as published, specks and
+  all.
 
   Args:
     images: modality -> image, all of one shape; any subset of modalities, channels in this order.
@@ -67,12 +77,15 @@ def to_arrays(
       that cannot be normalised.
   """
   volumes = list(images.values())
-  brain = volumes[0].data != 0
-  for volume in volumes[1:]:
-    brain |= volume.data != 0
+  clean = [volume.data for volume in volumes]
+  if (grid, normalisation) != ("paper", "paper"):
+    clean = [without_specks(volume.data, volume.voxel_mm) for volume in volumes]
   if grid == "paper":
-    box = grids.paper_grid(brain.shape)
+    box = grids.paper_grid(clean[0].shape)
   else:
+    brain = clean[0] != 0
+    for x in clean[1:]:
+      brain |= x != 0
     box = grids.brain_grid(brain, volumes[0].voxel_mm, spacing)
   if math.prod(box.shape) > MOST_VOXELS:
     edges = " x ".join(f"{mm:.3g}" for mm in volumes[0].voxel_mm)
@@ -82,10 +95,11 @@ def to_arrays(
     )
   dtype = np.float32 if normalisation == "paper" else np.float16
   arrays = np.empty((len(volumes), *box.shape), dtype)
-  for array, volume in zip(arrays, volumes, strict=True):
+  sources = [volume.data for volume in volumes] if normalisation == "paper" else clean
+  for array, source in zip(arrays, sources, strict=True):
     # Crop before any float arithmetic: a brain's box is a third of its scan.
     with np.errstate(all="ignore"):  # judged below
-      x = normalise(volume.data[box.box], normalisation)
+      x = normalise(source[box.box], normalisation)
       array[:] = grids.to_grid_image(x, box.cropped)
     if not np.isfinite(array).all():
       raise ValueError("its intensities are too extreme to be normalised")

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data import nifti
+from kd_jax.data.brain import without_specks
 from kd_jax.data.cases import Case
+from kd_jax.data.preprocess import Image
 from kd_jax.runtime.arrays import bounding_box
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.files import load_json, write_text
@@ -36,7 +38,7 @@ class Subject:
     name: the case's name, or its digest.
     patient: the patient's id, or its digest.
     convention: of its label map, a key of labels.CONVENTIONS.
-    images: modality -> content_hash.
+    images: modality -> content_hash, and "MODALITY (without specks)" where it has some.
   """
 
   name: str
@@ -65,9 +67,22 @@ def content_hash(data: np.ndarray) -> str:
   return digest.hexdigest()[:32]
 
 
+def content_hashes(images: Mapping[str, Image]) -> dict[str, str]:
+  """Modality -> content_hash; and one more where an image has specks outside the brain.
+
+  The second is that of the image without specks, so that they hide nobody.
+  """
+  hashes = {modality: content_hash(image.data) for modality, image in images.items()}
+  for modality, image in images.items():
+    clean = without_specks(image.data, image.voxel_mm)
+    if clean is not image.data:
+      hashes[f"{modality} (without specks)"] = content_hash(clean)
+  return hashes
+
+
 def subject_of(case: Case, volumes: Mapping[str, nifti.Volume]) -> Subject:
   """The subject of a case whose images (by modality; other keys are ignored) have been read."""
-  images = {m: content_hash(volumes[m].data) for m in MODALITIES if m in volumes}
+  images = content_hashes({m: volumes[m] for m in MODALITIES if m in volumes})
   assert case.convention is not None, f"{case.name}: scans to predict are nobody's subjects"
   return Subject(case.name, case.patient, case.convention, images)
 

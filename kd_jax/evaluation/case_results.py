@@ -41,8 +41,9 @@ def score_against(case: Case, predicted: np.ndarray, scan: nifti.Volume) -> dict
     truth = nifti.read(path)
     if truth.data.shape != predicted.shape:
       raise ValueError(f"its shape {truth.data.shape} is not the image's {predicted.shape}")
-    if not np.allclose(truth.affine, scan.affine, atol=1e-2):
-      raise ValueError("its affine is not the image's: they do not lie in one space")
+    apart = nifti.apart_mm(predicted.shape, truth.affine, scan.affine)
+    if apart > nifti.SAME_SPACE_MM:
+      raise ValueError(f"its affine is not the image's: they lie up to {apart:.3g} mm apart")
     classes = labels.to_classes(truth.data, convention)
   except ValueError as e:
     remedy = "Correct the file, or set --labels to the year's convention."

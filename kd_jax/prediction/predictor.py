@@ -7,6 +7,7 @@ Read, check, prepare, predict, bring back, postprocess: `Predictor` has a functi
 import dataclasses
 import itertools
 import math
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,6 @@ from kd_jax.data import case_checks, nifti, preprocess
 from kd_jax.data import grid as grids
 from kd_jax.data.cases import Case
 from kd_jax.data.preprocess import Image
-from kd_jax.data.scan_checks import check_scan
 from kd_jax.data.walk import dead_link
 from kd_jax.prediction import sliding_window
 from kd_jax.prediction.postprocess import postprocess
@@ -127,9 +127,12 @@ class Predictor:
       if modality not in case.images:
         finding = f"no {modality} image"
         raise CaseError(case.name, case.folder, finding, "Add the file, or remove the case.")
-      volumes[modality] = _read(case, modality, warn)
-    if errors := case_checks.check_volumes(case, volumes):
+      volumes[modality] = _read(case, modality)
+    errors, warnings = case_checks.check_volumes(case, volumes)
+    if errors:
       raise errors[0]
+    for w in warnings:
+      warn(f"warning: {w.case} ({os.path.basename(w.file)}): {w.finding}. {w.remedy}")
     try:
       return self.prepare(volumes)
     except ValueError as e:
@@ -188,20 +191,15 @@ def _settings(students: Sequence[Student], overrides: Mapping[str, Any]) -> Infe
   return settings
 
 
-def _read(case: Case, modality: str, warn: Warn) -> nifti.Volume:
+def _read(case: Case, modality: str) -> nifti.Volume:
   path = case.images[modality]
   try:
-    volume = nifti.read(path)
+    return nifti.read(path)
   except ValueError as e:
     remedy = "Give a 3-D NIfTI volume; if it was one, copy it again."
     if path.is_symlink() and not path.exists():
       remedy = dead_link(path)[1]
     raise CaseError(case.name, path, str(e), remedy) from e
-  for finding in check_scan(volume, modality):
-    if finding.severity == "error":
-      raise CaseError(case.name, path, finding.text, finding.remedy)
-    warn(f"warning: {case.name} ({path.name}): {finding.text}. {finding.remedy}")
-  return volume
 
 
 def predict_cases(

@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from synthetic import AFFINE, NEW, SHAPE, brats_root, images, make_case, seg, write
+from synthetic import LARGE, NEW, SHAPE, brats_root, images, make_case, seg, write
 
 from kd_jax.data import nifti
 from kd_jax.data.cache import prepare
@@ -27,7 +27,7 @@ from kd_jax.settings.data import CacheSettings
 from kd_jax.settings.schema import build
 from kd_jax.tasks.names import MODALITIES
 
-ZSCORE = CacheSettings()
+ZSCORE = CacheSettings(spacing=3.0)
 PAPER = CacheSettings(normalise="paper", grid="paper")
 
 
@@ -61,7 +61,7 @@ def test_zscore_entry(root, tmp_path):
   np.testing.assert_array_equal(entry.labels, np.where(seg() == 4, 3, seg())[box])
   assert entry.labels.dtype == np.uint8
   assert entry.meta["class_voxels"] == np.bincount(entry.labels.ravel(), minlength=4).tolist()
-  assert entry.meta["spacing_mm"] == [1, 1, 1]
+  assert entry.meta["spacing_mm"] == [3, 3, 3]
   assert (entry.meta["case"], entry.meta["patient"], entry.meta["convention"]) == (
     "A",
     "A",
@@ -86,10 +86,24 @@ def test_a_scan_alone_has_the_values_it_has_among_others():
   """The student predicts from what it was trained on."""
   scans = images()
   scans["t1ce"][4, 4, 4] = 0  # brain in the others
-  volumes = {m: nifti.decode(nib.Nifti1Image(x, AFFINE).to_bytes()) for m, x in scans.items()}
+  volumes = {m: nifti.decode(nib.Nifti1Image(x, LARGE).to_bytes()) for m, x in scans.items()}
   together, _ = to_arrays(volumes)
   alone, _ = to_arrays({"t1ce": volumes["t1ce"]})
   np.testing.assert_array_equal(alone[0], together[list(volumes).index("t1ce")])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-7, 1e-3, 1e9, 1e30])
+def test_zscore_does_not_see_the_scale(scale):
+  x = images()["t1"]
+  expected = normalise(x)
+  with np.errstate(over="raise"):
+    got = normalise((x * scale).astype(np.float32))
+  np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_intensities_below_float32_are_an_error():
+  with pytest.raises(ValueError, match="too small"):
+    normalise((images()["t1"] * 1e-42).astype(np.float32))
 
 
 def test_a_constant_image_does_not_divide_by_zero():
@@ -112,11 +126,11 @@ def test_paper_formula_keeps_its_precedence():
 
 def test_other_spacings_are_resampled(tmp_path):
   for kind, x in (images() | {"seg": seg()}).items():
-    write(tmp_path / "A" / f"A_{kind}.nii.gz", x, AFFINE @ np.diag([1, 0.5, 2, 1]))
-  entry = prepare_one(tmp_path / "A", tmp_path / "cache")
+    write(tmp_path / "A" / f"A_{kind}.nii.gz", x, LARGE @ np.diag([1.5, 0.75, 3, 1]))
+  entry = prepare_one(tmp_path / "A", tmp_path / "cache", CacheSettings(spacing=4.5))
   assert entry.images.shape == (4, 10, 5, 20)
-  np.testing.assert_allclose(entry.meta["spacing_mm"], 1)
-  np.testing.assert_allclose(entry.meta["native_voxel_mm"], (1, 0.5, 2), atol=1e-6)
+  np.testing.assert_allclose(entry.meta["spacing_mm"], 4.5)
+  np.testing.assert_allclose(entry.meta["native_voxel_mm"], (4.5, 2.25, 9), atol=1e-6)
   back = from_grid(np.asarray(entry.labels == 2, np.float32)[None], entry.grid)[0]
   truth = seg() == 2
   assert 2 * ((back > 0.5) & truth).sum() / ((back > 0.5).sum() + truth.sum()) > 0.85
@@ -146,8 +160,11 @@ def test_foreground_is_capped_and_absent_classes_are_empty(tmp_path):
   y = np.zeros(shape, np.uint8)
   y[5:30, 5:30, 5:30] = 2
   for kind, x in (images(shape=shape) | {"seg": y}).items():
+    x[33:] = 0
     write(tmp_path / "A" / f"A_{kind}.nii", x)
-  first, second = (prepare_one(tmp_path / "A", tmp_path / c) for c in ("cache1", "cache2"))
+  first, second = (
+    prepare_one(tmp_path / "A", tmp_path / c, CacheSettings()) for c in ("cache1", "cache2")
+  )
   assert [len(c) for c in first.foreground] == [0, 4096, 0]
   assert (first.labels[tuple(first.foreground[1].T)] == 2).all()
   spread = first.foreground[1].max(0) - first.foreground[1].min(0)
@@ -193,7 +210,7 @@ def remove(case, kind):
 def change(case, kind, edit):
   data = np.asarray(nib.load(case[kind]).dataobj).copy()
   result = edit(data)
-  write(case[kind], data if result is None else result)
+  write(case[kind], data if result is None else result, LARGE)
 
 
 def put(value, dtype=None):
@@ -210,14 +227,20 @@ def cut(case, kind):
 
 
 def move(case, kind, mm):
-  shifted = AFFINE.copy()
+  shifted = LARGE.copy()
   shifted[0, 3] += mm
   write(case[kind], np.asarray(nib.load(case[kind]).dataobj), shifted)
 
 
-def every(case, edit):
-  for kind in MODALITIES:
-    change(case, kind, edit)
+def turn(case, kind, mm):
+  """About the origin, so far that the corner moves by mm."""
+  angle = mm / (np.hypot(*SHAPE[:2]) * 3)
+  rotation = np.eye(4)
+  rotation[:2, :2] = [[1, -angle], [angle, 1]]
+  turned = np.diag([1.0, 1, 1, 1])
+  turned[:3, :3] = (rotation @ LARGE)[:3, :3]
+  turned[:, 3] = LARGE[:, 3]
+  write(case[kind], np.asarray(nib.load(case[kind]).dataobj), turned)
 
 
 FINDINGS = {
@@ -232,13 +255,46 @@ FINDINGS = {
     "shape (13, 16, 12) differs from (14, 16, 12)",
   ),
   "shape of seg": (lambda c: change(c, "seg", lambda x: x[..., :-1]), "B_seg.nii.gz", "shape"),
-  "affine": (lambda c: move(c, "t1ce", 0.01), "B_t1ce.nii.gz", "affine differs by 0.01"),
+  "affine": (lambda c: move(c, "t1ce", 0.2), "B_t1ce.nii.gz", "affine differs by 0.2 mm"),
+  "turned": (lambda c: turn(c, "seg", 0.5), "B_seg.nii.gz", "affine differs by 0.4"),
   "unknown label": (lambda c: change(c, "seg", put(3)), "B_seg.nii.gz", "unknown label 3 (1 voxe"),
   "half label": (lambda c: change(c, "seg", put(0.5, "f4")), "B_seg.nii.gz", "unknown label 0.5"),
-  "NaN": (lambda c: change(c, "t2", put(np.nan, "f4")), "B_t2.nii.gz", "1 voxels are NaN or inf"),
-  "Inf": (lambda c: change(c, "t2", put(np.inf, "f4")), "B_t2.nii.gz", "1 voxels are NaN or inf"),
-  "zero image": (lambda c: change(c, "t1", np.zeros_like), "B_t1.nii.gz", "zero everywhere"),
-  "empty brain": (lambda c: every(c, np.zeros_like), "", "the brain is empty"),
+  "NaN": (
+    lambda c: change(c, "t2", put(np.nan, "f4")),
+    "B_t2.nii.gz",
+    "1 of its voxels are NaN or inf",
+  ),
+  "Inf": (
+    lambda c: change(c, "t2", put(np.inf, "f4")),
+    "B_t2.nii.gz",
+    "1 of its voxels are NaN or inf",
+  ),
+  "zero image": (lambda c: change(c, "t1", np.zeros_like), "B_t1.nii.gz", "every voxel is 0"),
+  "constant image": (
+    lambda c: change(c, "t1", lambda x: np.where(x > 0, np.int16(300), x)),
+    "B_t1.nii.gz",
+    "2 different values (0, 300)",
+  ),
+  "constant background": (
+    lambda c: change(c, "flair", lambda x: x + 7),
+    "B_flair.nii.gz",
+    "background is 7 ",
+  ),
+  "NaN background": (
+    lambda c: change(c, "t1ce", lambda x: np.where(x > 0, x, np.float32(np.nan))),
+    "B_t1ce.nii.gz",
+    "NaN or infinite",
+  ),
+  "labels in the air": (
+    lambda c: change(c, "seg", lambda y: np.where(images(1)["t1"] == 0, 2, y).astype(np.uint8)),
+    "B_seg.nii.gz",
+    "of its tumour lies outside the brain",
+  ),
+  "a brain mask": (
+    lambda c: change(c, "seg", lambda y: (images(1)["t1"] > 0).astype(np.uint8)),
+    "B_seg.nii.gz",
+    "like a brain mask",
+  ),
 }
 
 
@@ -257,9 +313,82 @@ def test_findings_name_case_file_and_remedy(root, tmp_path, name):
   assert error.remedy
 
 
-def test_a_shift_within_the_tolerance_is_accepted(root, tmp_path):
-  move({"t1": root / "A" / "A_t1.nii.gz"}, "t1", 5e-4)
+def test_rounding_of_the_affine_is_accepted(root, tmp_path):
+  files = {kind: root / "A" / f"A_{kind}.nii.gz" for kind in (*MODALITIES, "seg")}
+  move(files, "t1", 0.002)
+  turn(files, "seg", 0.02)
   prepare_one(root / "A", tmp_path / "cache")
+
+
+def told_of(cases, cache, **options):
+  lines: list[str] = []
+  ready, errors = prepare(cases, cache, ZSCORE, tell=lines.append, **options)
+  assert not errors and len(ready) == len(cases)
+  return lines
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_warnings_are_told_whenever_the_case_is_used(root, tmp_path, workers):
+  def speck(x):
+    x[0, 0, 0] = 1
+
+  change({"t2": root / "B" / "B_t2.nii.gz"}, "t2", speck)
+  change({"seg": root / "C" / "C_seg.nii.gz"}, "seg", np.zeros_like)
+  cases = find_cases(root)
+  first = told_of(cases, tmp_path / "cache", workers=workers)
+  assert [line.split(":")[1].strip() for line in first] == ["A", "B", "C"]  # small brains, all
+  assert "outside the brain, in 1 place (" in first[1] and "B_t2.nii.gz" in first[1]
+  assert "it has no tumour" in first[2] and "it has no tumour" not in "".join(first[:2])
+  assert told_of(cases, tmp_path / "cache", workers=workers) == first  # from the entries
+
+
+def test_many_warnings_end_in_a_count(tmp_path):
+  for i in range(12):
+    make_case(tmp_path / "data" / f"case{i:02}", seed=i)
+  lines = told_of(find_cases(tmp_path / "data"), tmp_path / "cache", workers=1)
+  assert len(lines) == 11
+  assert lines[-1] == "warning: 2 more cases have warnings, 12 in all"
+
+
+def test_a_tumour_that_sticks_out_a_little_is_a_warning(root, tmp_path):
+  """Brain extraction cuts tumours at the meninges."""
+
+  def cut_brain(x):
+    x[:5] = 0
+
+  every = {kind: root / "A" / f"A_{kind}.nii.gz" for kind in MODALITIES}
+  for kind in MODALITIES:
+    change(every, kind, cut_brain)
+  y = seg()
+  y[4] = 0
+  y[4, 5:9, 5] = 2  # 4 of 184 voxels
+  change({"seg": root / "A" / "A_seg.nii.gz"}, "seg", lambda _: y)
+  lines = told_of(find_cases(root)[:1], tmp_path / "cache", workers=1)
+  assert "2.2% of its tumour lies outside the brain" in lines[0]
+
+
+def test_specks_do_not_change_what_the_networks_see(root, tmp_path):
+  before = prepare_one(root / "A", tmp_path / "cache")
+
+  def specks(x):
+    x[0, 0, 0], x[-1, -1, -1] = 1, 3000
+
+  change({"t1": root / "A" / "A_t1.nii.gz"}, "t1", specks)
+  after = prepare_one(root / "A", tmp_path / "cache")
+  assert after.path != before.path
+  assert after.grid == before.grid
+  np.testing.assert_array_equal(after.images, before.images)
+  np.testing.assert_array_equal(after.labels, before.labels)
+
+
+def test_the_paper_s_entry_keeps_specks(root, tmp_path):
+  """The published program cleans nothing."""
+  x = images(0)["t1"]
+  x[0, 0, 3] = 5000
+  write(root / "A" / "A_t1.nii.gz", x, LARGE)
+  entry = prepare_one(root / "A", tmp_path / "cache", PAPER)
+  raw = to_grid_image(x, paper_grid(SHAPE))
+  np.testing.assert_array_equal(entry.images[MODALITIES.index("t1")], raw)
 
 
 def test_all_findings_of_all_cases_come_together(root, tmp_path):
@@ -406,12 +535,14 @@ def test_damaged_entries_are_made_again_and_named(root, tmp_path, how):
   times, told = built({name: first[name] for name in "AC"}), []
   again, errors = prepare(cases, tmp_path / "cache", ZSCORE, workers=1, tell=told.append)
   assert again == first and not errors
-  assert len(told) == 1 and "case B is made again" in told[0]
+  (line,) = (line for line in told if "made again" in line)
+  assert "case B is made again" in line
   assert images.read_bytes() == sound
   assert built({name: first[name] for name in "AC"}) == times
   assert not list((tmp_path / "cache").glob("tmp-*"))
+  told.clear()
   prepare(cases, tmp_path / "cache", ZSCORE, workers=1, tell=told.append)
-  assert len(told) == 1
+  assert not any("made again" in line for line in told)
 
 
 # --- Processes and kills ----------------------------------------------------------------------
@@ -459,7 +590,7 @@ def save_or_die(path, array):
     os.kill(os.getpid(), signal.SIGKILL)
   save(path, array)
 np.save = save_or_die
-prepare(find_cases(sys.argv[1]), sys.argv[2], CacheSettings(), workers=1)
+prepare(find_cases(sys.argv[1]), sys.argv[2], CacheSettings(spacing=3.0), workers=1)
 """
 
 
@@ -538,8 +669,10 @@ def test_no_jax_in_the_workers():
 
 
 def test_real_cases_at_1_mm(tmp_path):
-  cases = find_cases(brats_root())
-  ready, errors = prepare(cases, tmp_path / "cache", ZSCORE, workers=2)
+  cases, told = find_cases(brats_root()), []
+  settings = CacheSettings()
+  ready, errors = prepare(cases, tmp_path / "cache", settings, workers=2, tell=told.append)
+  assert told == []  # no warning of a real case
   assert (errors, len(ready)) == ([], 7)
   for case in cases:
     entry = open_entry(ready[case.name])

@@ -35,7 +35,9 @@ def entries(tmp_path_factory):
   root = tmp_path_factory.mktemp("pipeline")
   for seed, name in enumerate("ABCD"):
     make_case(root / "data" / name, seed=seed)
-  ready, errors = prepare(find_cases(root / "data"), root / "cache", CacheSettings(), workers=1)
+  ready, errors = prepare(
+    find_cases(root / "data"), root / "cache", CacheSettings(spacing=3.0), workers=1
+  )
   assert not errors
   return list(ready.values())
 

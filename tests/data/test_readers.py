@@ -75,7 +75,9 @@ def cache(tmp_path_factory):
   root = tmp_path_factory.mktemp("readers")
   for seed, name in enumerate("AB"):
     make_case(root / "data" / name, seed=seed)
-  _, errors = prepare(find_cases(root / "data"), root / "cache", CacheSettings(), workers=1)
+  _, errors = prepare(
+    find_cases(root / "data"), root / "cache", CacheSettings(spacing=3.0), workers=1
+  )
   assert not errors
   return root / "cache"
 
@@ -138,7 +140,7 @@ import sys
 from kd_jax.settings.data import CacheSettings
 from kd_jax.data.cache import prepare
 from kd_jax.data.cases import find_cases
-prepare(find_cases(sys.argv[-1] + "/../data"), "cache", CacheSettings(), workers=2)
+prepare(find_cases(sys.argv[-1] + "/../data"), "cache", CacheSettings(spacing=3.0), workers=2)
 """
   output, _ = start(program, cache, tmp_path).communicate(timeout=120)
   assert "program.py calls kd_jax outside" in output and "data.prepare_workers=1" in output

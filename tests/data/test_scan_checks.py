@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 from synthetic import AFFINE, brats_root
 
 from kd_jax.data import nifti
@@ -86,6 +87,71 @@ def t2() -> np.ndarray:
   return np.where(brain() > 0, (1.6 - brain() / 1000) ** 2, 0)
 
 
+def frame(x: np.ndarray) -> np.ndarray:
+  """In a larger field of view, as after resampling to another grid."""
+  return np.pad(x, 3)
+
+
+def scattered() -> np.ndarray:
+  """Sparse noise in the air."""
+  x = np.pad(brain(), 20)
+  noise = np.random.default_rng(0).random(x.shape) < 0.06
+  values = np.random.default_rng(1).integers(1, 90, x.shape)
+  return np.where((x == 0) & noise, values, x).astype(np.int16)
+
+
+def blobs(size: int, apart: int) -> np.ndarray:
+  """Pieces all over the air around the brain."""
+  x = np.pad(brain(), 30)
+  air = np.zeros(x.shape, bool)
+  for i, j in np.ndindex(*(n // apart for n in x.shape[:2])):
+    air[i * apart :, j * apart :][:size, :size, 2 : 2 + size] = True
+  return np.where(air, 400, x).astype(np.int16)
+
+
+def threads() -> np.ndarray:
+  """The brain, and what runs from it to the edges: lines of a fold-over or a bad interpolation."""
+  x = np.pad(brain(), 25)
+  middle = [n // 2 for n in x.shape]
+  for axis in range(3):
+    line = [slice(m, m + 1) for m in middle]
+    line[axis] = slice(None)
+    x[tuple(line)] = 200
+  return x
+
+
+def scalp() -> np.ndarray:
+  """The brain, 8 mm of nothing, and 4 mm of skin."""
+  x = np.pad(brain(), 10)
+  mm = ndimage.distance_transform_edt(x == 0, sampling=2)
+  return np.where((mm > 8) & (mm < 12), 500, x).astype(np.int16)
+
+
+def cord() -> np.ndarray:
+  """The brain, and the spinal cord below it."""
+  x = np.pad(brain(), ((0, 0), (0, 0), (45, 0)))
+  x[30:38, 38:46, :60] = 700 + np.arange(60)
+  return x
+
+
+def halves() -> np.ndarray:
+  x = brain().copy()
+  x[33:37] = 0
+  return x
+
+
+def slab() -> np.ndarray:
+  """Slices that some tool filled with one value."""
+  x = np.pad(brain(), ((4, 4), (4, 4), (4, 8)))
+  x[..., -3:] = 7
+  return x
+
+
+def splined() -> np.ndarray:
+  """Resampled by cubic splines: ringing goes on for ever, ever smaller."""
+  return ndimage.shift(np.pad(brain().astype(np.float32), 12), 0.5, order=3)
+
+
 OUTSIDE = brain() == 0
 ODD = {
   # name: (volume, what the finding says)
@@ -109,12 +175,30 @@ ODD = {
   "small": (lambda: volume(brain(), (1.5, 1.5, 1.5)), r"0\.5\d litres.*less than"),
   "part": (lambda: volume(brain()[:, :, :24]), r"litres.*less than"),
   "grey background": (lambda: volume(with_values((OUTSIDE, 12))), "background is 12 "),
+  "negative background": (lambda: volume(with_values((OUTSIDE, -1))), "background is -1 "),
+  "framed background": (
+    lambda: volume(frame(with_values((OUTSIDE, 7)))),
+    "not 0 have one value, 7,",
+  ),
+  "filled slab": (lambda: volume(slab()), r"background is 7 \(100% of an outer slice"),
+  "splines": (lambda: volume(splined()), "are nearly 0, as resampling leaves"),
+  "scattered": (lambda: volume(scattered()), "lie apart from the brain"),
+  "threads": (lambda: volume(threads()), r"fill 1\d% of the box around them"),
+  "a cord": (lambda: volume(cord()), r"fill 3\d% of the box"),
+  "many pieces": (lambda: volume(blobs(4, 9)), "lie apart from the brain"),
+  "some pieces": (lambda: volume(blobs(1, 30)), r"it has \d+ voxels outside the brain, in \d+ pl"),
+  "scalp": (lambda: volume(scalp()), r"0\.\d\d litres, one around another"),
+  "halves": (lambda: volume(halves()), r"parts of 0\.\d+ \+ 0\.\d+ litres that do not touch"),
+  "one speck": (lambda: volume(with_values(((0, 0, 0), 1))), r"1 voxel outside .* 0\.008 ml"),
+  "big brain": (lambda: volume(brain(), (2.4, 2.4, 2.4)), r"2\.\d\d litres.*more than a brain"),
   "z-scored": (lambda: volume(np.where(OUTSIDE, 0, brain() / 200 - 4.3)), "% of its brain voxels"),
   "ct": (lambda: volume(ct()), "run from -1000 to .*Hounsfield"),
   "t2": (lambda: volume(t2()), "as on T2"),
 }
 ERRORS = ("empty", "constant", "nan", "inf", "mask", "labels", "small voxels", "large voxels")
-ERRORS += ("one slice",)
+ERRORS += ("one slice", "head", "noise", "masked head", "ct", "grey background", "scattered")
+ERRORS += ("negative background", "framed background", "filled slab", "splines", "many pieces")
+ERRORS += ("scalp", "threads")
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -134,6 +218,7 @@ def test_an_odd_scan(name):
 FINE = {
   "int16": lambda: volume(brain()),
   "float": lambda: volume(brain() / np.float32(1234)),
+  "tiny intensities": lambda: volume(brain() * np.float32(1e-9)),
   "uint8": lambda: volume((brain() // 5).astype(np.uint8)),
   "some negative voxels": lambda: volume(with_values((np.s_[20:50, 20:50, 30], -3))),
   "cropped to its box": lambda: volume(brain()[2:-2, 2:-2, 3:-3]),

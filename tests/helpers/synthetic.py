@@ -15,7 +15,8 @@ SHAPE = (14, 16, 12)
 
 # As BraTS has it: LPS, 1 mm, second axis starting at 239.
 AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]], float)
-# The same at 3 mm: a volume of SHAPE is then as large as a (very small) head.
+# The same at 3 mm: a volume of SHAPE is then as large as a (very small) head, which the checks of
+# scans let pass.
 LARGE = np.array([[-3, 0, 0, 0], [0, -3, 0, 239], [0, 0, 3, 0], [0, 0, 0, 1]], float)
 
 
@@ -63,7 +64,7 @@ def make_case(
   seed: int = 0,
   et: int = 4,
   name: str | None = None,
-  affine: np.ndarray = AFFINE,
+  affine: np.ndarray = LARGE,
 ) -> Path:
   """Writes <folder>/<name><separator><suffix><ext> for each suffix. Returns the folder."""
   volumes = images(seed) | {"seg": seg(et=et)}

@@ -79,7 +79,7 @@ def test_the_cache(tmp_path):
     with pytest.raises(
       UserError, match=r"cannot write the cache in .*: (No space left|the disk is full)"
     ):
-      prepare(cases, disk, CacheSettings(), workers=1)
+      prepare(cases, disk, CacheSettings(spacing=3.0), workers=1)
     entries = [path for path in disk.iterdir() if path.is_dir()]
     assert 1 <= len(entries) < 3 and not list(disk.glob("*tmp*"))
     for path in entries:
@@ -110,7 +110,7 @@ def test_a_read_only_place(tmp_path, terminal):
       "work directory": lambda: lock.held(disk / "run", pytest.fail).__enter__(),
       "cannot write the logs": lambda: RunLog(disk / "run", terminal, 0),
       "the cache": lambda: prepare(
-        find_cases(tmp_path / "data"), disk / "cache", CacheSettings(), workers=1
+        find_cases(tmp_path / "data"), disk / "cache", CacheSettings(spacing=3.0), workers=1
       ),
     }
     for message, act in refusals.items():
