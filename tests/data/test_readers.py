@@ -187,6 +187,59 @@ def test_readers_die_with_a_killed_run_and_leave_no_shared_memory(cache, tmp_pat
   process.communicate()
 
 
+IN_THE_MAKING = """
+import _posixshmem, multiprocessing, os, sys, threading, time
+from kd_jax.runtime import child_processes
+def make():  # as SharedMemory does it, stopped before it tells the resource tracker
+  made = _posixshmem.shm_open(sys.argv[2], os.O_CREAT | os.O_EXCL | os.O_RDWR, mode=0o600)
+  os.ftruncate(made, 32)
+  print("made", flush=True)
+  time.sleep(60)
+def work(signals):
+  if signals:
+    child_processes.obey_parent_alone()
+  else:
+    child_processes.end_with_parent()
+  threading.Thread(target=make, daemon=True).start()
+  time.sleep(60)
+if __name__ == "__main__":
+  stopped = sys.argv[1] == "stopped"
+  if stopped:
+    child_processes.keep_signals_from_children()
+  child = multiprocessing.get_context("spawn").Process(target=work, args=(stopped,))
+  child.start()
+  print(child.pid, flush=True)
+  if sys.stdin.readline() and stopped:
+    child.terminate()
+    child.join()
+"""
+
+
+@pytest.mark.parametrize("ending", ["killed", "stopped"])
+def test_a_block_that_is_just_being_made_is_not_left(tmp_path, ending):
+  """A reader ends between making shared memory and telling Python's resource tracker of it."""
+  block = Path(f"/dev/shm/psm_kd_jax_{os.getpid()}_{ending}")
+  (tmp_path / "program.py").write_text(IN_THE_MAKING)
+  process = subprocess.Popen(
+    [sys.executable, tmp_path / "program.py", ending, f"/{block.name}"],
+    **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
+    env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+  )
+  lines = {process.stdout.readline() for _ in range(2)}
+  assert "made\n" in lines and block.exists()
+  (pid,) = (int(line) for line in lines - {"made\n"})
+  if ending == "killed":
+    process.kill()
+  else:
+    process.stdin.write("\n")
+    process.stdin.flush()
+  deadline = time.monotonic() + 20
+  while running([pid]) or block.exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  process.communicate()
+
+
 def shared_memory(pid):
   """The files in shared memory that a process has mapped."""
   maps = Path(f"/proc/{pid}/maps").read_text().split("\n")

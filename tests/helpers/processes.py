@@ -24,8 +24,8 @@ def running(pids: list[int]) -> list[int]:
 
 
 def shared_memory() -> set[Path]:
-  """All blocks of shared memory that Python programs have made."""
-  return set(Path("/dev/shm").glob("psm_*"))
+  """All blocks of shared memory and all semaphores that there are."""
+  return set(Path("/dev/shm").glob("*"))
 
 
 def is_mapped(block: Path) -> bool:
