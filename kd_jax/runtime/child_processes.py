@@ -45,18 +45,18 @@ def _end(status: int) -> None:
   gone. Another thread may have made a block that the tracker has not been told of yet. macOS has no
   list of open files; there such a block stays.
   """
-  with contextlib.suppress(OSError):
-    known = max(map(int, os.listdir(_OPEN_FILES)))
+  try:
+    highest = max(map(int, os.listdir(_OPEN_FILES)))
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # from now on no thread can make one
     time.sleep(_OPENING_S)
-    for number in range(
-      known + 1 + threading.active_count()
-    ):  # a new file has the lowest that is free
+    # What was opened meanwhile has the lowest numbers that were free.
+    for number in range(highest + 1 + threading.active_count()):
       with contextlib.suppress(OSError):
         block = os.path.relpath(os.readlink(f"{_OPEN_FILES}/{number}"), _SHARED_MEMORY)
         if block.startswith("psm_"):
           resource_tracker.register(f"/{block}", "shared_memory")
-  os._exit(status)
+  finally:
+    os._exit(status)
 
 
 # --- The script that starts a run -------------------------------------------------------------
