@@ -9,6 +9,7 @@ import errno
 import itertools
 import multiprocessing
 import multiprocessing.process
+import os
 import queue
 import re
 import shutil
@@ -33,6 +34,7 @@ _LOOK_EVERY = 0.5  # seconds, while a batch is waited for
 _START_LOOK_EVERY = 0.02  # seconds, while readers start
 # Seconds until status 0 counts: a reader that cannot start sends its error, and ends with it.
 _GRACE = 3.0
+_CLOSING_S = 10.0  # in which a reader that is told to stop has done so
 _NAME = "grain-process-prefetch"  # how the names of Grain's readers begin
 _SHARED_MEMORY = "/dev/shm"
 _STARTING = threading.Lock()  # so that two streams do not take each other's readers for theirs
@@ -73,7 +75,10 @@ def read(
   finally:
     wanted.put(False)
     _let_grain_see(readers)
+    late = threading.Timer(_CLOSING_S, _kill, [readers])
+    late.start()
     stream.close()
+    late.cancel()
 
 
 def _start_reader(index: int, count: int) -> None:
@@ -188,6 +193,14 @@ def _let_grain_see(readers: Sequence[Process]) -> None:
   for reader in readers:
     if reader.exitcode == 0:
       reader._popen.returncode = 1  # type: ignore[attr-defined]  # CPython's own handle
+
+
+def _kill(readers: Sequence[Process]) -> None:
+  """Ends readers that do not stop, such as suspended ones: closing a stream waits for them."""
+  for reader in readers:
+    if reader.exitcode is None and reader.pid is not None:
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(reader.pid, signal.SIGKILL)
 
 
 def _ended(status: int, at_start: bool) -> UserError:

@@ -1,6 +1,7 @@
 """Reader processes: any program can start them, none outlives its run, and none ends unnoticed."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -317,6 +318,26 @@ def test_a_late_batch_is_told_once(monkeypatch):
   late.close()
   assert taken == list(range(6))
   assert len(told) == 1 and "from reader 2 of 2 for" in told[0] and "process ids" in told[0]
+
+
+def test_a_suspended_reader_is_told_and_does_not_hold_up_the_end(monkeypatch):
+  """As if a disk hung: the run says whom it waits for, and Ctrl-C ends it."""
+  monkeypatch.setattr(readers, "_CLOSING_S", 1.0)
+  told, children = [], set(multiprocessing.active_children())
+
+  def interrupt(text):
+    told.append(text)
+    raise KeyboardInterrupt
+
+  suspended = stream(20, "signal", signal.SIGSTOP, workers=2, tell=interrupt)
+  next(suspended)
+  pids = [child.pid for child in set(multiprocessing.active_children()) - children]
+  monkeypatch.setattr(readers, "TELL_AFTER", 0.5)
+  began = time.monotonic()
+  with pytest.raises(KeyboardInterrupt):
+    list(suspended)
+  assert time.monotonic() - began < 30 and not running(pids)
+  assert len(told) == 1 and "from reader 1 of 2" in told[0]
 
 
 def test_children_find_no_second_run_elsewhere():
