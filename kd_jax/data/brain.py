@@ -49,14 +49,15 @@ def find_brain(x: np.ndarray, voxel_mm: tuple[float, float, float]) -> Brain:
     voxel_mm: the edges of its voxels.
   """
   mask = x != 0
+  box = bounding_box(mask)
+  if box is None:
+    return Brain(mask, (), (), False)
+  inside = mask[box]
   # Two blocks that touch hold voxels that growing by `reach` would join: one component of blocks
   # is one component of voxels, and nearly every scan ends here.
   reach = [int(GAP_MM / 2 / mm) for mm in voxel_mm]
-  if ndimage.label(_blocks(mask, [r + 1 for r in reach]), _TOUCHING)[1] <= 1:
-    return Brain(mask, (int(np.count_nonzero(mask)),), (), False)
-  box = bounding_box(mask)
-  assert box is not None  # there are two blocks or more
-  inside = mask[box]
+  if ndimage.label(_blocks(inside, [r + 1 for r in reach]), _TOUCHING)[1] <= 1:
+    return Brain(mask, (int(np.count_nonzero(inside)),), (), False)
   grown = inside.view(np.uint8)
   for axis, r in enumerate(reach):
     grown = ndimage.maximum_filter1d(grown, 2 * r + 1, axis, mode="constant") if r else grown
@@ -86,7 +87,7 @@ def without_specks(x: np.ndarray, voxel_mm: tuple[float, float, float]) -> np.nd
 
 def _blocks(mask: np.ndarray, edges: list[int]) -> np.ndarray:
   """Whether there is anything in each block of edges[0] x edges[1] x edges[2] voxels."""
-  for axis in (0, 1, 2) if mask.flags.c_contiguous else (2, 1, 0):  # whole planes first
+  for axis in np.argsort([-stride for stride in mask.strides]):  # whole planes first
     edge = edges[axis]
     if missing := -mask.shape[axis] % edge:
       mask = np.pad(mask, [(0, missing if i == axis else 0) for i in range(3)])

@@ -50,8 +50,7 @@ def prepare(
     settings: what the entries look like.
     workers: processes; None for one a core (16 at most), 0 or 1 for this process alone.
     progress: called with (cases done, cases in all, name of the latest).
-    tell: called with a line for each entry that was damaged, and for up to 10 cases that are used
-      in spite of a warning.
+    tell: called with a line for each entry that was damaged, and each case with warnings (10).
 
   Returns:
     The entry of each good case by its name, and the findings of all bad cases, both in the order
@@ -110,16 +109,17 @@ def prepare(
     if todo:
       _write_index(cache_dir, index)
   entries = {case.name: ready[case.name] for case in cases if case.name in ready}
-  if tell:
-    _tell_warnings(entries, tell)
+  _tell_warnings(entries, tell)
   return (
     entries,
     [error for case in cases for error in errors.get(case.name, ())],
   )
 
 
-def _tell_warnings(entries: Mapping[str, Path], tell: Callable[[str], None]) -> None:
-  """What entry.py noted of the cases, whenever it was made: one line a case."""
+def _tell_warnings(entries: Mapping[str, Path], tell: Callable[[str], None] | None) -> None:
+  """What was noted of the cases when their entries were made: one line a case."""
+  if not tell:
+    return
   lines = []
   for name, path in entries.items():
     files: dict[str, list[str]] = {}  # finding and remedy -> which files have it

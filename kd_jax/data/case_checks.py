@@ -9,6 +9,7 @@ from kd_jax.data import nifti
 from kd_jax.data.cases import Case
 from kd_jax.data.scan_checks import check_scan
 from kd_jax.data.voxel_checks import Finding
+from kd_jax.runtime.arrays import bounding_box
 from kd_jax.runtime.errors import CaseError
 from kd_jax.tasks.names import MODALITIES
 
@@ -91,12 +92,13 @@ def check_labels(classes: np.ndarray, images: Sequence[np.ndarray]) -> Finding |
     classes: (D, H, W).
     images: each (D, H, W); the brain is where one of them is not 0.
   """
-  tumour = np.nonzero(classes)  # far fewer than all voxels
-  if not tumour[0].size:
+  box = bounding_box(classes)
+  if box is None:
     return Finding("warning", "it has no tumour", "Make sure that the label map is complete.")
+  tumour = np.nonzero(classes[box])
   inside = np.zeros(tumour[0].size, bool)
   for x in images:
-    inside |= x[tumour] != 0
+    inside |= x[box][tumour] != 0
   outside = 1 - float(inside.mean())
   if outside > LABELS_OUTSIDE_TOLD:
     text = f"{outside:.1%} of its tumour lies outside the brain, where the images are 0"

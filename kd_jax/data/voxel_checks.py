@@ -100,7 +100,7 @@ def _check_background(x: np.ndarray) -> list[Finding]:
   """Whether all that is not brain is 0."""
   remedy = f"Set all but the brain to 0: multiply the scan with a brain mask ({GUIDE})."
   for axis, side in np.ndindex(3, 2):
-    face = np.take(x, -side, axis)  # the first and the last slice
+    face = np.moveaxis(x, axis, 0)[-side]  # the first and the last slice
     value, share = _most_common(face)
     if value != 0 and share > 0.5:
       text = f"its background is {value:g} ({share:.0%} of an outer slice) instead of 0"

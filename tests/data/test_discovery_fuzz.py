@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import AFFINE, LARGE, make_case, write
+from synthetic import LARGE, make_case, write
 
 from kd_jax.data import cache, folds, masks
 from kd_jax.data.cases import find_cases, search
@@ -267,38 +267,47 @@ def test_json_that_no_parser_likes(tmp_path, content):
 # Cases into the cache
 
 
-def prepare(tmp_path) -> list[CaseError]:
-  cases = find_cases(tmp_path / "data")
-  ready, errors = cache.prepare(cases, tmp_path / "cache", CacheSettings(), workers=1)
+def prepare(tmp_path, spacing=3.0) -> list[CaseError]:
+  cases, settings = find_cases(tmp_path / "data"), CacheSettings(spacing)
+  ready, errors = cache.prepare(cases, tmp_path / "cache", settings, workers=1)
   assert not ready
   error_table(errors)
   return errors
 
 
-def test_a_voxel_size_cannot_ask_for_more_memory_than_there_is(tmp_path):
-  """Resampled to 1 mm, a brain of 900 mm voxels would be as large as a house."""
+def test_a_voxel_size_that_no_scan_has_is_named(tmp_path):
   make_case(tmp_path / "data" / "A", affine=LARGE * np.array([[300], [300], [300], [1]]))
-  (error,) = prepare(tmp_path)
-  assert "with voxels of 900 x 900 x 900 mm the brain would take 9000 x 9000 x 9000" in str(error)
+  errors = prepare(tmp_path)
+  assert len(errors) == 4
+  assert all("its voxels are 900 x 900 x 900 mm" in error.finding for error in errors)
+
+
+def test_a_spacing_cannot_ask_for_more_memory_than_there_is(tmp_path):
+  """Resampled to a hundredth of its voxels, a brain would be as large as a house."""
+  make_case(tmp_path / "data" / "A", affine=LARGE * np.array([[3], [3], [3], [1]]))
+  (error,) = prepare(tmp_path, spacing=0.1)
+  assert "with voxels of 9 x 9 x 9 mm the brain would take 900 x 900 x 900" in str(error)
 
 
 @pytest.mark.parametrize(("value", "finding"), [(3e38, "too extreme"), (np.nan, "NaN or infinite")])
 def test_extreme_intensities_are_named(tmp_path, value, finding):
   folder = make_case(tmp_path / "data" / "A")
   extreme = np.zeros((14, 16, 12), np.float32)
-  extreme[3:9, 4:9, 3:9], extreme[3:9, 4:9, 3:5] = value, -value
-  write(folder / "A_t1.nii.gz", extreme)
+  inside = extreme[3:9, 4:9, 3:9]
+  inside[:] = np.random.default_rng(0).uniform(0.9, 1, inside.shape) * value
+  inside[0] *= -1
+  write(folder / "A_t1.nii.gz", extreme, LARGE)
   assert any(finding in error.finding for error in prepare(tmp_path))
 
 
 def test_a_seg_of_another_shape_or_place_is_named(tmp_path):
   folder = make_case(tmp_path / "data" / "A")
-  write(folder / "A_seg.nii.gz", np.ones((14, 16, 11), np.uint8))
+  write(folder / "A_seg.nii.gz", np.ones((14, 16, 11), np.uint8), LARGE)
   (error,) = prepare(tmp_path)
   assert "shape (14, 16, 11) differs from (14, 16, 12)" in error.finding
   write(
     folder / "A_seg.nii.gz",
     np.ones((14, 16, 12), np.uint8),
-    AFFINE + np.outer(np.eye(4)[0], np.eye(4)[3]),
+    LARGE + np.outer(np.eye(4)[0], np.eye(4)[3]),
   )
   assert any("affine differs" in error.finding for error in prepare(tmp_path))

@@ -227,3 +227,19 @@ def test_real_files_round_trip(tmp_path):
     np.testing.assert_array_equal(written.affine, source.affine)
     for field in ("qform_code", "sform_code", "pixdim", "xyzt_units"):
       np.testing.assert_array_equal(written.header[field], source.header[field])
+
+
+@pytest.mark.parametrize(
+  ("change", "mm"),
+  [
+    (lambda a: a, 0.0),
+    (lambda a: a + np.outer([0.002, 0, 0, 0], [0, 0, 0, 1]), 0.002),
+    (lambda a: a + np.outer([0, 0, 1, 0], [0, 0, 0, 1]), 1.0),
+    (lambda a: a @ np.diag([1, 1, 1.001, 1]), 0.154),  # of 155 slices
+    (lambda a: a + np.array([[0, 1e-3, 0, 0]] + [[0] * 4] * 3), 0.239),  # a turned axis
+  ],
+)
+def test_how_far_apart_two_affines_are(change, mm):
+  apart = nifti.apart_mm((240, 240, 155), AFFINE, change(AFFINE))
+  assert apart == pytest.approx(mm, abs=1e-9)
+  assert (apart > nifti.SAME_SPACE_MM) == (mm > 0.1)

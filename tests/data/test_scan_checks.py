@@ -183,7 +183,7 @@ ODD = {
   "filled slab": (lambda: volume(slab()), r"background is 7 \(100% of an outer slice"),
   "splines": (lambda: volume(splined()), "are nearly 0, as resampling leaves"),
   "scattered": (lambda: volume(scattered()), "lie apart from the brain"),
-  "threads": (lambda: volume(threads()), r"fill 1\d% of the box around them"),
+  "threads": (lambda: volume(threads()), r"fill 9% of the box around them"),
   "a cord": (lambda: volume(cord()), r"fill 3\d% of the box"),
   "many pieces": (lambda: volume(blobs(4, 9)), "lie apart from the brain"),
   "some pieces": (lambda: volume(blobs(1, 30)), r"it has \d+ voxels outside the brain, in \d+ pl"),

@@ -11,10 +11,12 @@ from synthetic import AFFINE, NEW, brats_root, images, make_case, write
 from kd_jax.data import nifti
 from kd_jax.data.cases import find_cases
 from kd_jax.data.patients import read_name_mapping
+from kd_jax.data.preprocess import PlainImage
 from kd_jax.data.subjects import (
   Subject,
   anonymous,
   content_hash,
+  content_hashes,
   find_known,
   read_subjects,
   refuse,
@@ -122,6 +124,20 @@ def test_hash_does_not_see_header_or_compression(tmp_path):
 def test_an_empty_image_matches_nothing():
   assert content_hash(np.zeros((3, 4, 5))) == content_hash(np.full((2, 2, 2), -0.0)) == ""
   assert find_known([subject("a", t1="")], [subject("b", t1="")]) == {}
+
+
+@pytest.mark.parametrize("specks", [((0, 0, 0),), ((0, 0, 0), (-1, -1, -1))])
+@pytest.mark.parametrize("trained_on_specks", [False, True])
+def test_specks_hide_no_training_subject(specks, trained_on_specks):
+  clean, dirty = volume(), volume()
+  for at in specks:
+    dirty[at] = 3
+  known, case = (dirty, clean) if trained_on_specks else (clean, dirty)
+  assert content_hash(dirty) != content_hash(clean)
+  hashes = [content_hashes({"t1ce": PlainImage(x, (3.0, 3.0, 3.0))}) for x in (known, case)]
+  assert len(content_hashes({"t1ce": PlainImage(clean)})) == 1  # as it always was
+  found = find_known([subject("new", **hashes[1])], [subject("old", **hashes[0])])
+  assert list(found) == ["new"] and "as old" in found["new"]
 
 
 def test_subject_of_a_case_on_disk(tmp_path):

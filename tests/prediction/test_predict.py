@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nibabel import orientations
 from students import make_student
-from synthetic import make_case
+from synthetic import AFFINE, make_case
 
 from kd_jax.data import nifti
 from kd_jax.prediction.predict import Output, predict
@@ -219,7 +219,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, terminal, monkeypatch
 
 
 def test_brats_cases_of_any_year(tmp_path, terminal):
-  make_case(tmp_path / "in" / "BraTS20_Training_001")
+  make_case(tmp_path / "in" / "BraTS20_Training_001", affine=AFFINE)
   output = Output(tmp_path / "out", "brats2018")
   # The synthetic cases are far too small to be heads.
   with pytest.raises(UserError, match="BraTS20_Training_001"):
