@@ -184,7 +184,10 @@ def predict(call: Call) -> None:
 
   predictor = _ensemble(call)
   convention = _output_convention(call, predictor)
-  output = Output(call.needed_path("output"), convention, call.flags.probabilities)
+  values = call.flags
+  output = Output(
+    call.needed_path("output"), convention, values.probabilities, overwrite=values.overwrite
+  )
   predict(predictor, call.needed_path("input"), output, call.terminal, _naming(call).patterns)
 
 
@@ -252,7 +255,7 @@ MODES = {
   "predict": Mode(
     predict,
     ("checkpoint", "input", "output"),
-    ("labels", "names", "probabilities", *_INFERENCE),
+    ("labels", "names", "probabilities", "overwrite", *_INFERENCE),
     shared=True,
   ),
   "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", "names", *_INFERENCE)),

@@ -18,6 +18,11 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
   "output": (flags.DEFINE_string, None, "Folder for what is written."),
   "labels": (flags.DEFINE_string, "auto", _LABELS),
   "probabilities": (flags.DEFINE_bool, False, "Write probability maps of WT, TC and ET too."),
+  "overwrite": (
+    flags.DEFINE_bool,
+    False,
+    "Replace masks of other programs, and masks that were changed since they were written.",
+  ),
   "window": (flags.DEFINE_string, None, "sliding, whole or auto; default: the student's."),
   "overlap": (flags.DEFINE_float, None, "Of sliding windows, 0 to 0.95; default: the student's."),
   "mirror": (flags.DEFINE_bool, None, "Average over the eight mirror images."),

@@ -139,10 +139,19 @@ def _volume(file: io.BufferedIOBase) -> Volume:
 
 
 def write_like(path: str | os.PathLike, data: np.ndarray, reference: Volume) -> None:
-  """Writes data beside the scan it belongs to: same orientation, shape, affine, codes and units.
+  """Writes data beside the scan it belongs to; the file appears complete or not at all.
+
+  Args and errors: as `encode_like`. UserError if it cannot be written.
+  """
+  path = Path(path)
+  write_bytes(path, encode_like(path.name, data, reference))
+
+
+def encode_like(file_name: str, data: np.ndarray, reference: Volume) -> bytes:
+  """A file like the scan's: same orientation, shape, affine, codes and units.
 
   Args:
-    path: .nii.gz (the same data gives the same bytes) or .nii. Appears complete or not at all.
+    file_name: of the file to be: .nii.gz (the same data gives the same bytes) or .nii.
     data: (D, H, W) in LPS axes, of reference.data's shape; integers 0..255 or booleans are
       written as uint8, floats as float32.
     reference: the scan.
@@ -167,11 +176,7 @@ def write_like(path: str | os.PathLike, data: np.ndarray, reference: Volume) -> 
   header["cal_min"] = header["cal_max"] = 0  # the display range was the scan's, not this data's
   kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
   raw = kind(data, None, header).to_bytes()  # affine None: qform, sform and codes stay untouched
-
-  path = Path(path)
-  if path.name.endswith(".gz"):
-    raw = gzip.compress(raw, compresslevel=6, mtime=0)
-  write_bytes(path, raw)
+  return gzip.compress(raw, compresslevel=6, mtime=0) if file_name.endswith(".gz") else raw
 
 
 def _header(file: io.BufferedIOBase) -> tuple[nib.Nifti1Header, np.ndarray]:

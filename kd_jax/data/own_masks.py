@@ -85,25 +85,25 @@ class Journal:
       raise UserError(f"cannot write {self.path}: {e.strerror or e}") from e
 
 
-def write_record(folder: Path, facts: Mapping[str, Any], done: Iterable[Path] = ()) -> None:
+def write_record(folder: Path, facts: Mapping[str, Any], done: Iterable[str] = ()) -> None:
   """Writes predict.json with `facts` and all that is recorded, and removes finished journals.
 
   Args:
     facts: the record without "cases".
-    done: journals of this run that get no more notes; those of killed processes are known.
+    done: names of journals of this run that get no more notes; this process's own and those of
+      killed ones are known.
 
   Raises:
     UserError: the record cannot be written; what was recorded before stays.
   """
-  finished = {path.name for path in done}
+  finished = set(done)
   with _alone(folder / RECORD_FILE):
     journals = [
       path
       for path in _journals(folder)
       if path.name in finished or is_abandoned(path, _writer(path)) or _writer(path) == _self()
     ]
-    cases = {name: entry._asdict() for name, entry in sorted(entries(folder).items())}
-    write_text(folder / RECORD_FILE, json.dumps({**facts, "cases": cases}, indent=1) + "\n")
+    write_text(folder / RECORD_FILE, _record(facts, entries(folder)))
     for path in journals:
       path.unlink(missing_ok=True)
 
@@ -126,6 +126,13 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 # --- Pieces -----------------------------------------------------------------------------------
+
+
+def _record(facts: Mapping[str, Any], cases: Mapping[str, Entry]) -> str:
+  """JSON in which each case has a line."""
+  lines = [f"  {json.dumps(n)}: {json.dumps(e._asdict())}" for n, e in sorted(cases.items())]
+  head = json.dumps(dict(facts), indent=1).removesuffix("\n}")
+  return head + ',\n "cases": {\n' + ",\n".join(lines) + "\n }\n}\n"
 
 
 def _self() -> str:

@@ -1,28 +1,33 @@
 """--mode=predict: masks of new scans, each in its scan's own space."""
 
-import json
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from kd_jax.data import nifti
+from kd_jax.data import nifti, own_masks
 from kd_jax.data.cases import Case
+from kd_jax.data.own_masks import RECORD_FILE, Entry, Journal
 from kd_jax.data.scans import find_scans
 from kd_jax.metrics.volumetric import region_mask
-from kd_jax.prediction.predictor import Prediction, Predictor, predict_cases
+from kd_jax.prediction import finished
+from kd_jax.prediction.finished import Known, Verdict
+from kd_jax.prediction.predictor import Prediction, Predictor, Prepared, overlapped
 from kd_jax.runtime import processes
-from kd_jax.runtime.errors import UserError
-from kd_jax.runtime.files import read_json, write_text
+from kd_jax.runtime.errors import CaseError, UserError, one_line, some
+from kd_jax.runtime.files import read_json, write_bytes
 from kd_jax.runtime.terminal import Terminal, error_table, table
 from kd_jax.settings import record
 from kd_jax.settings.inference import MinimumSizes
 from kd_jax.tasks import labels
 from kd_jax.tasks.names import Patterns
 
-RECORD_FILE = "predict.json"
+# In predict.json where an earlier version, which recorded no cases, has written masks too.
+_UNRECORDED = "masks_without_record"
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,13 @@ class Output:
     folder: where.
     convention: what the numbers in the masks mean, a key of labels.CONVENTIONS.
     probabilities: write maps of WT, TC and ET too.
+    overwrite: replace files that this program has not written, or that were changed since.
   """
 
   folder: Path
   convention: str
   probabilities: bool = False
+  overwrite: bool = False
 
   def mask(self, name: str) -> Path:
     return self.folder / f"{name}.nii.gz"
@@ -45,11 +52,10 @@ class Output:
   def map(self, name: str, region: str) -> Path:
     return self.folder / f"{name}_{region}.nii.gz"
 
-  def done(self, name: str) -> bool:
-    """The mask is written last: where it is, the maps are."""
+  def files(self, name: str) -> list[Path]:
+    """All files of a case."""
     maps = labels.REGIONS if self.probabilities else ()
-    files = (self.mask(name), *(self.map(name, region) for region in maps))
-    return all(os.path.exists(file) for file in files)
+    return [self.mask(name), *(self.map(name, region) for region in maps)]
 
 
 def predict(
@@ -61,9 +67,12 @@ def predict(
 ) -> None:
   """Writes a mask for every scan that has none yet; several processes share the scans out.
 
+  A mask counts as finished if predict.json records that it was made of the very same scan, and if
+  its file is as it was written (see `finished`).
+
   Raises:
     UserError: nothing to predict, an output that cannot be written, or (after all others were
-      done) scans that could not be used.
+      done) scans that could not be used and files that would have been overwritten.
   """
   cases, failed, notes = find_scans(scans_path, predictor.modalities, patterns)
   if processes.first():
@@ -71,22 +80,43 @@ def predict(
       terminal.line(note)
   total = len(cases) + len({error.case for error in failed})
   _protect_inputs(cases, output)
-  _claim(predictor, output)
-  finished = processes.gather([case.name for case in cases if output.done(case.name)])[0]
-  waiting = processes.share([case for case in cases if case.name not in set(finished)])
-  if finished and processes.first():
-    terminal.line(f"{len(finished)} of {len(cases)} cases are finished already")
+  made_by, known = _claim(predictor, output)
+  verdicts = _judge(cases, output, known)
+  to_do = [case for case in cases if verdicts[case.name].act == "make"]
+  failed += [
+    CaseError(case.name, v.file, v.why, v.remedy)
+    for case in cases
+    if (v := verdicts[case.name]).act == "refuse"
+  ]
+  if processes.first():
+    _tell_plan(terminal, verdicts)
+    if to_do or (output.folder / RECORD_FILE).exists():
+      own_masks.write_record(output.folder, made_by)
+  processes.wait()
+  journal = Journal(output.folder)
   volumes: dict[str, list[str]] = {}
 
-  def finish(case: Case, prediction: Prediction) -> None:
-    volumes[case.name] = _write(case.name, prediction, output)
+  def load(case: Case) -> tuple[Prepared, dict[str, Any]]:
+    return _load(predictor, case, terminal)
 
-  progress = terminal.progress("predicting")
-  broken = predict_cases(predictor, waiting, finish, warn=terminal.line, progress=progress)
-  failed += processes.all_errors(broken)
-  volumes = processes.union(volumes)
-  if volumes and processes.first():
-    _tell(terminal, volumes, output, predictor.settings.minimum_sizes)
+  def compute(loaded: tuple[Prepared, dict[str, Any]]) -> tuple[Prediction, dict[str, Any]]:
+    return predictor.predict(loaded[0]), loaded[1]
+
+  def finish(case: Case, result: tuple[Prediction, dict[str, Any]]) -> None:
+    volumes[case.name] = _write(case.name, *result, output, known, journal)
+
+  try:
+    progress = terminal.progress("predicting")
+    broken = overlapped(processes.share(to_do), load, compute, finish, progress)
+    failed += processes.all_errors(broken)
+    everyone, journals = processes.union(volumes), processes.gather(journal.path.name)
+  except BaseException:  # Ctrl-C too: what is finished stays finished
+    with contextlib.suppress(UserError):
+      own_masks.write_record(output.folder, made_by)
+    raise
+  if everyone and processes.first():
+    own_masks.write_record(output.folder, made_by, journals)
+    _tell(terminal, everyone, output, predictor.settings.minimum_sizes)
   if failed:
     count = len({error.case for error in failed})
     raise UserError(
@@ -94,16 +124,139 @@ def predict(
     )
 
 
-def _write(name: str, prediction: Prediction, output: Output) -> list[str]:
-  """Writes a case; returns its regions' volumes in ml."""
+# --- What is to be done -----------------------------------------------------------------------
+
+
+def _protect_inputs(cases: Sequence[Case], output: Output) -> None:
+  """UserError if a file to be written is an input, or is to be written for two cases."""
+  inputs = {os.path.realpath(path) for case in cases for path in case.images.values()}
+  owner: dict[str, str] = {}  # some file systems see no difference between A and a
+  for case in cases:
+    for path in output.files(case.name):
+      if os.path.realpath(path) in inputs:
+        raise UserError(f"{path} is an input and would be overwritten; choose another --output")
+      other = owner.setdefault(path.name.casefold(), case.name)
+      if other != case.name:
+        raise UserError(
+          f"{one_line(path.name)} would be written for {one_line(other)} and for "
+          f"{one_line(case.name)}, as a mask and as a probability map. Leave --probabilities out, "
+          "rename one of the scans, or predict them into different folders"
+        )
+
+
+def _claim(predictor: Predictor, output: Output) -> tuple[dict[str, Any], Known]:
+  """(what predict.json is to say of the folder, what it has said).
+
+  Masks of one folder come from one student in one way: else a restart would mix them. UserError
+  if they would.
+  """
+  made_by: dict[str, Any] = {
+    "students": [
+      {"source": student.source, "sha256": student.digest()} for student in predictor.students
+    ],
+    "labels": output.convention,
+    "prediction": predictor.describe(),
+  }
+  path, unrecorded = output.folder / RECORD_FILE, False
+  if path.exists():
+    before = read_json(path)
+    if _essence(before) != _essence(made_by):
+      raise UserError(
+        f"{output.folder} holds masks by another student, label convention or inference settings "
+        f"(see {path.name}); choose another --output"
+      )
+    unrecorded = "cases" not in before or bool(before.get(_UNRECORDED))
+  known = Known.of(own_masks.entries(output.folder), unrecorded)
+  processes.wait()  # until all have read what it was
+  return made_by | ({_UNRECORDED: True} if unrecorded else {}), known
+
+
+def _essence(made_by: Mapping[str, Any]) -> tuple[Any, ...]:
+  """What must agree; records of earlier versions have other names for the same settings."""
+  try:
+    digests = [student.get("sha256") for student in made_by.get("students", [])]
+    return digests, made_by.get("labels"), record.modernised(made_by["prediction"], "predict")
+  except (AttributeError, KeyError, TypeError):  # a predict.json of another program
+    return ()
+
+
+def _judge(cases: Sequence[Case], output: Output, known: Known) -> dict[str, Verdict]:
+  """Case -> what to do for it; several processes share out the reading of files."""
+  own = {
+    case.name: finished.judge(case, output.files(case.name), known, output.overwrite)
+    for case in processes.share(cases)
+  }
+  return {name: Verdict(*verdict) for name, verdict in processes.union(own).items()}
+
+
+def _tell_plan(terminal: Terminal, verdicts: Mapping[str, Verdict]) -> None:
+  done = sum(verdict.act == "done" for verdict in verdicts.values())
+  if done:
+    terminal.line(f"{done} of {len(verdicts)} cases are finished already")
+  anew: dict[str, list[str]] = {}
+  for name, verdict in sorted(verdicts.items()):
+    if verdict.act == "make" and verdict.why:
+      file = one_line(os.path.basename(verdict.file))
+      anew.setdefault(verdict.why, []).append(f"{one_line(name)} ({file})")
+  for why, names in anew.items():
+    terminal.line(f"made anew, because {why}: {some(names)}")
+
+
+# --- A case -----------------------------------------------------------------------------------
+
+
+def _load(predictor: Predictor, case: Case, terminal: Terminal) -> tuple[Prepared, dict[str, Any]]:
+  """A case as the network reads it, and its scans for the record. CaseError if it is unfit."""
+  paths = case.images.items()
+  try:
+    before = {modality: finished.state(path) for modality, path in paths}
+  except OSError:
+    before = {}  # loading says what is wrong with it
+  prepared = predictor.load(case, terminal.line)
+  try:
+    inputs = {modality: finished.describe(path) for modality, path in paths}
+    after = {modality: finished.state(path) for modality, path in paths}
+  except OSError:
+    after = None
+  if before != after:
+    finding = "it was changed while it was read"
+    raise CaseError(case.name, case.folder, finding, "Start again when it is no longer written to.")
+  return prepared, inputs
+
+
+def _write(
+  name: str,
+  prediction: Prediction,
+  inputs: dict[str, Any],
+  output: Output,
+  known: Known,
+  journal: Journal,
+) -> list[str]:
+  """Notes and writes a case; returns its regions' volumes in ml."""
   reference = prediction.scan
-  if output.probabilities:
-    for region, probability in prediction.regions().items():
-      nifti.write_like(output.map(name, region), probability, reference)
   predicted = prediction.classes()
-  nifti.write_like(output.mask(name), labels.from_classes(predicted, output.convention), reference)
+  data = {output.mask(name): labels.from_classes(predicted, output.convention)}
+  if output.probabilities:
+    data |= {output.map(name, region): x for region, x in prediction.regions().items()}
+  content = {path: nifti.encode_like(path.name, x, reference) for path, x in data.items()}
+  affine = reference.header.get_best_affine().tolist()
+  grid = {"shape": list(reference.file_shape), "affine": affine}
+  inputs = {modality: facts | grid for modality, facts in inputs.items()}
+  # A kill at any point leaves no file, or one that the record knows by its bytes.
+  for path in finished.leftovers(name, list(content), known):
+    _remove(path)
+  journal.note(name, Entry(inputs, {path.name: finished.sha256(x) for path, x in content.items()}))
+  for path, x in content.items():
+    write_bytes(path, x)
   ml = np.prod(reference.voxel_mm) / 1000
   return [f"{region_mask(predicted, r).sum() * ml:.1f}" for r in labels.REGIONS]
+
+
+def _remove(path: Path) -> None:
+  try:
+    path.unlink(missing_ok=True)
+  except OSError as e:
+    raise UserError(f"cannot replace {path}: {e.strerror or e}") from e
 
 
 def _tell(
@@ -116,39 +269,3 @@ def _tell(
     terminal.line(f"components of less than {minimum.component_mm3:g} mm3 are left out")
   if minimum.et_mm3:
     terminal.line(f"ET of less than {minimum.et_mm3:g} mm3 in a case is written as core")
-
-
-def _protect_inputs(cases: Sequence[Case], output: Output) -> None:
-  inputs = {os.path.realpath(path) for case in cases for path in case.images.values()}
-  for case in cases:
-    regions = labels.REGIONS if output.probabilities else ()
-    for path in (output.mask(case.name), *(output.map(case.name, r) for r in regions)):
-      if os.path.realpath(path) in inputs:
-        raise UserError(f"{path} is an input and would be overwritten; choose another --output")
-
-
-def _claim(predictor: Predictor, output: Output) -> None:
-  """Masks of one folder come from one student in one way: else a restart would mix them."""
-  made_by = {
-    "students": [
-      {"source": student.source, "sha256": student.digest()} for student in predictor.students
-    ],
-    "labels": output.convention,
-    "prediction": predictor.describe(),
-  }
-  path = output.folder / RECORD_FILE
-  if path.exists() and _essence(read_json(path)) != _essence(made_by):
-    raise UserError(
-      f"{output.folder} holds masks by another student, label convention or inference settings "
-      f"(see {path.name}); choose another --output"
-    )
-  processes.wait()  # until all have read what it was
-  if processes.first():
-    write_text(path, json.dumps(made_by, indent=1) + "\n")
-
-
-def _essence(made_by: dict) -> dict:
-  """What must agree; records of earlier versions have other names for the same settings."""
-  digests = [student.get("sha256") for student in made_by.get("students", [])]
-  prediction = record.modernised(made_by.get("prediction", {}), "predict")
-  return made_by | {"students": digests, "prediction": prediction}

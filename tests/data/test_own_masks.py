@@ -48,7 +48,7 @@ def test_the_journal_of_a_killed_process_is_taken_over_and_that_of_a_living_one_
   write_record(tmp_path, FACTS)
   assert journals(tmp_path) == [".predict.h-2.jsonl"]
   assert set(entries(tmp_path)) == {"dead", "alive"}
-  write_record(tmp_path, FACTS, done=[tmp_path / ".predict.h-2.jsonl"])
+  write_record(tmp_path, FACTS, done=[".predict.h-2.jsonl"])
   assert not journals(tmp_path) and set(entries(tmp_path)) == {"dead", "alive"}
 
 
@@ -66,7 +66,7 @@ def test_runs_that_end_together_lose_no_note(tmp_path):
     path = tmp_path / f".predict.elsewhere-{i}.jsonl"
     content = {"case": f"{i}", **entry(f"{i}.nii.gz")._asdict()}
     path.write_text(json.dumps(content) + "\n")
-    write_record(tmp_path, FACTS, done=[path])
+    write_record(tmp_path, FACTS, done=[path.name])
 
   threads = [threading.Thread(target=end, args=(i,)) for i in range(16)]
   for thread in threads:

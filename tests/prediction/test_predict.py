@@ -156,19 +156,6 @@ def test_bad_cases_are_told_and_the_others_done(tmp_path, terminal):
   assert sorted(p.name for p in output.folder.glob("*.nii.gz")) == ["scan0.nii.gz", "scan2.nii.gz"]
 
 
-def test_finished_cases_are_skipped(tmp_path, terminal):
-  for i in range(2):
-    save(tmp_path / "in" / f"scan{i}.nii.gz", head(seed=i))
-  output = Output(tmp_path / "out", "brats2018")
-  predict(bright(), tmp_path / "in", output, terminal)
-  (output.folder / "scan1.nii.gz").unlink()
-  (output.folder / "scan0.nii.gz").write_bytes(b"kept as it is")
-  predict(bright(), tmp_path / "in", output, terminal)
-  assert "1 of 2 cases are finished already" in said(terminal)
-  assert (output.folder / "scan0.nii.gz").read_bytes() == b"kept as it is"
-  assert (output.folder / "scan1.nii.gz").exists()
-
-
 @pytest.mark.parametrize(
   "other",
   [
