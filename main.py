@@ -9,7 +9,14 @@ What each mode does and which flags it takes: kd_jax/cli.py.
 Worker processes import this file again: nothing heavy may happen outside cli.run.
 """
 
-from absl import app, flags
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+  # While modules are imported; from then on, cli.run answers Ctrl-C.
+  signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+
+from absl import flags
 
 from kd_jax import cli, command_flags
 
@@ -17,4 +24,4 @@ command_flags.define(list(cli.MODES))
 flags.adopt_module_key_flags(command_flags)  # --help shows them
 
 if __name__ == "__main__":
-  app.run(cli.main, flags_parser=cli.parse_flags)
+  cli.start()

@@ -20,6 +20,7 @@ from kd_jax.runs.layout import default_workdir
 from kd_jax.runs.students import open_students
 from kd_jax.runtime import child_processes, startup
 from kd_jax.runtime.errors import ConfigError
+from kd_jax.runtime.files import at_home
 from kd_jax.runtime.terminal import Terminal, quiet_libraries
 from kd_jax.settings import presets
 from kd_jax.settings.run import Settings
@@ -158,7 +159,7 @@ class Student:
         cannot be written.
       ConfigError: an unknown convention.
     """
-    target = _path(mask)
+    target = at_home(mask)
     convention = self.predictor.students[0].training["convention"]
     convention = convention if labels is None else label_maps.canonical(labels)
     segment.segment_file(self.predictor, scan, target, convention, warn or warn_caller)
@@ -207,7 +208,7 @@ def train(
   """
   child_processes.refuse_second_run()
   settings = _settings(config, overrides or {})
-  folder = _path(workdir) if workdir else default_workdir(settings.name, settings.data.fold)
+  folder = at_home(workdir) if workdir else default_workdir(settings.name, settings.data.fold)
   terminal = _terminal(quiet)
   from kd_jax.training.train import train  # an exported student needs no optimiser
 
@@ -259,13 +260,13 @@ def evaluate(
   from kd_jax.evaluation.students import evaluate as evaluate_students
 
   choice = Choice(
-    data_root=_path(data_root) if data_root else None,
+    data_root=at_home(data_root) if data_root else None,
     split=split,
     labels=labels if labels == "auto" else label_maps.canonical(labels),
     exclude_training_subjects=exclude_training_subjects,
-    name_mapping=_path(name_mapping) if name_mapping else None,
+    name_mapping=at_home(name_mapping) if name_mapping else None,
   )
-  folder = _path(output) if output else None
+  folder = at_home(output) if output else None
   summary = evaluate_students(opened.predictor, choice, folder, _terminal(quiet))
   check_complete(summary)
   return summary
@@ -279,6 +280,7 @@ def _set_up() -> None:
   """What the command line does at its start; what the caller's code has set stays."""
   quiet_libraries(unless_set=True)
   startup.keep_compiled()
+  startup.check_devices()
 
 
 def _terminal(quiet: bool) -> Terminal:
@@ -294,7 +296,3 @@ def _settings(config: str | Settings, overrides: Mapping[str, Any]) -> Settings:
       f"config is a {type(config).__name__}; give a preset's name or kd_jax.Settings"
     )
   return presets.override(config, overrides)
-
-
-def _path(path: PathLike) -> Path:
-  return Path(os.path.expanduser(path))

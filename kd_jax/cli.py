@@ -1,15 +1,18 @@
 """The command line: what each --mode does, and which flags it takes."""
 
-import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from absl import flags
+from absl import app, flags
 
 from kd_jax import command_flags
+from kd_jax.command_flags import parse_flags
+from kd_jax.runtime import startup
 from kd_jax.runtime.errors import ConfigError, UserError, printable
+from kd_jax.runtime.files import at_home
 
 # A mode imports what it needs itself: a mistyped flag is answered at once, and training does not
 # wait for what draws reports.
@@ -25,25 +28,24 @@ _INFERENCE = ("window", "overlap", "mirror", "min_component_mm3", "min_et_mm3")
 # --- Start and end ------------------------------------------------------------------------------
 
 
+def start() -> None:
+  """The program, from its command line to its exit status; Ctrl-C is one line and 130."""
+  try:
+    app.run(main, flags_parser=parse_flags)
+  except (Exception, KeyboardInterrupt):
+    if not startup.interrupted():  # what is interrupted may raise errors of its own
+      raise
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more ends it at once
+    print("\nstopped by Ctrl-C; what was finished is kept", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+
+
 def main(argv: list[str]) -> None:
   """What absl's app runs, once the flags are parsed."""
   try:
     run(flags.FLAGS, command_flags.config(), argv[1:])
   except UserError as error:
     sys.exit(printable(f"error: {error}"))
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """As absl does it, but what is wrong is one message instead of a traceback."""
-  try:
-    rest = flags.FLAGS(argv)
-    config = command_flags.config()
-    _ = config and config.to_dict  # that a file is missing shows only now
-    return rest
-  except AttributeError as error:  # from ml_collections, for a name that is not in the file
-    sys.exit(f"error: unknown setting {error}")
-  except (UserError, flags.Error, OSError) as error:
-    sys.exit(f"error: {error}")
 
 
 class Call(NamedTuple):
@@ -63,7 +65,7 @@ class Call(NamedTuple):
 
   def path(self, name: str) -> Path | None:
     value = self.flags[name].value
-    return Path(os.path.expanduser(value)) if value else None
+    return at_home(value) if value else None
 
   def needed_path(self, name: str) -> Path:
     """Of a flag that the mode needs."""
@@ -89,14 +91,16 @@ def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
     )
   import jax
 
-  from kd_jax.runtime import processes, startup
+  from kd_jax.runtime import processes
   from kd_jax.runtime.terminal import Terminal, quiet_libraries
   from kd_jax.settings.run import parse
 
+  startup.interruptible()
   quiet_libraries()
   settings = None if config is None else parse(config.to_dict())
   startup.keep_compiled()
   processes.join(values.distributed, values.coordinator, values.processes, values.process)
+  startup.check_devices()
   if jax.process_count() > 1 and not mode.shared:
     raise ConfigError(f"--mode={values.mode} is work for one process; start it alone")
   with processes.none_left_waiting():
@@ -174,7 +178,7 @@ def compare(call: Call) -> None:
   """Two evaluations, case by case."""
   from kd_jax.evaluation.compare import compare
 
-  a, b = (Path(os.path.expanduser(argument)) for argument in call.arguments)
+  a, b = map(at_home, call.arguments)
   compare(a, b, call.path("output"), call.terminal)
 
 

@@ -1,11 +1,17 @@
-"""The flags of the command line: one table."""
+"""The flags of the command line: one table, and how it is read."""
 
+import os
+import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
-_CHECKPOINT = "A run, or an exported student; several, with commas, are averaged."
+from kd_jax import command_errors
+from kd_jax.runtime.errors import ConfigError, UserError, printable
+
+_CHECKPOINT = "A run, or an exported student; several, with commas or repeated, are averaged."
 _LABELS = "Label convention: brats2018 ... brats2021, brats2023, brats2024, or auto."
 _NAMES = 'Which file names mean which sequence: {"t1ce": "*post*"}, as data.names.'
 _MAPPING = "BraTS name_mapping.csv: who is who across the years."
@@ -13,7 +19,7 @@ _MAPPING = "BraTS name_mapping.csv: who is who across the years."
 # Name -> (how absl defines it, default, what it means).
 FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
   "workdir": (flags.DEFINE_string, None, "Where the run lies; default runs/NAME-foldK."),
-  "checkpoint": (flags.DEFINE_string, None, _CHECKPOINT),
+  "checkpoint": (flags.DEFINE_multi_string, None, _CHECKPOINT),
   "input": (flags.DEFINE_string, None, "What to read: a scan, a case, a folder of them, a list."),
   "output": (flags.DEFINE_string, None, "Folder for what is written."),
   "labels": (flags.DEFINE_string, "auto", _LABELS),
@@ -61,6 +67,12 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
   "process": (flags.DEFINE_integer, None, "Which one this is, from 0, with --coordinator."),
 }
 
+_ONE_PATH = (
+  *("input", "output", "workdir", "data_root", "predictions", "truth", "name_mapping"),
+  "patients",
+)
+_HOME = re.compile(r"(?s)\A(--?config=)(~.*)")  # no shell expands it there
+
 
 def define(modes: Sequence[str]) -> None:
   """Defines --mode, --config and every flag of FLAGS."""
@@ -85,6 +97,28 @@ class _LastTuple(flags.ArgumentParser):
     from ml_collections.config_flags.tuple_parser import TupleParser
 
     return TupleParser().parse(argument)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """As absl does it, but what is wrong is one message instead of a traceback."""
+  argv = [_HOME.sub(lambda match: match[1] + os.path.expanduser(match[2]), x) for x in argv]
+  try:
+    _check_once(argv)
+    rest = flags.FLAGS(argv)
+    settings = config()
+    _ = settings and settings.to_dict  # that a file is missing shows only now
+    return rest
+  # AttributeError, KeyError: from ml_collections, for a name that is not in the file.
+  except (UserError, flags.Error, OSError, AttributeError, KeyError) as error:
+    sys.exit(printable(f"error: {command_errors.explain(error, argv[1:], list(flags.FLAGS))}"))
+
+
+def _check_once(argv: Sequence[str]) -> None:
+  """ConfigError for two values of a path: absl would forget the first in silence."""
+  for name in _ONE_PATH:
+    values = [x for x in argv if re.match(rf"--?{name}(=|\Z)", x)]
+    if len(values) > 1:
+      raise ConfigError(f"--{name} is given {len(values)} times; give it once")
 
 
 def config() -> Any:

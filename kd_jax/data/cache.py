@@ -161,7 +161,7 @@ def _results(
   )
   waiting = {}
   try:
-    with child_processes.importable_main():
+    with child_processes.importable_main(), child_processes.without_ctrl_c():
       waiting = {pool.submit(_work, *task): task[0] for task in tasks}
     children = set(multiprocessing.active_children()) - others
     for future in futures.as_completed(list(waiting)):

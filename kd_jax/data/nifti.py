@@ -11,6 +11,7 @@ and four more a voxel (for scaled and double ones), and MAX_VOXELS bounds the vo
 
 import gzip
 import io
+import logging
 import math
 import os
 import stat
@@ -40,7 +41,8 @@ _POINTERS = {
   b"vers": "a Git LFS pointer: run git lfs pull",
   b"/ann": "a git-annex pointer: run git annex get",
 }
-
+# What nibabel mends in a header goes to standard error otherwise, in every process.
+_UNHEARD = logging.Logger("nibabel", logging.CRITICAL + 1)
 _LPS = orientations.axcodes2ornt(("L", "P", "S"))
 
 
@@ -196,7 +198,8 @@ def _header(file: io.BufferedIOBase) -> tuple[nib.Nifti1Header, np.ndarray]:
     if offset > _MAX_EXTENSIONS:
       raise ValueError(f"its voxels are said to begin at byte {offset}")
     start = fixed + file.read(max(offset - len(fixed), 0))
-    header = kind.from_fileobj(io.BytesIO(start))
+    header = kind.from_fileobj(io.BytesIO(start), check=False)
+    header.check_fix(logger=_UNHEARD)
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
     affine = header.get_best_affine()
     header.get_slope_inter()
@@ -214,7 +217,11 @@ def _header(file: io.BufferedIOBase) -> tuple[nib.Nifti1Header, np.ndarray]:
   if np.isinf(as_stored["scl_slope"]):
     raise ValueError("the header's scale (scl_slope) is infinite")
   _check_affine(affine)
-  # What nibabel mends in silence would be a guess here: no voxel size is taken for 1 mm.
+  # What nibabel mends in silence would be a guess here: no voxel size is taken for 1 mm, and no
+  # form of a position that is not known is passed over for the next one.
+  for field in ("qform_code", "sform_code"):
+    if as_stored[field] != header[field]:
+      raise ValueError(f"the header's {field} is {as_stored[field]}, which NIfTI does not define")
   edges = as_stored["pixdim"][1:4]
   if header["sform_code"] == 0 and not (np.isfinite(edges) & (edges > 0)).all():
     raise ValueError(f"the header's voxel size (pixdim) is {' x '.join(map(str, edges))} mm")

@@ -99,9 +99,13 @@ def _score_all(jobs: Sequence[Job]) -> Iterator[tuple[str, Callable]]:
   context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
   workers, end = min(os.cpu_count() or 1, len(jobs)), child_processes.end_with_parent
   with futures.ProcessPoolExecutor(workers, context, initializer=end) as pool:
-    running = {pool.submit(_score_mask, *job): job[0].name for job in jobs}
-    for future in futures.as_completed(running):
-      yield running[future], future.result
+    with child_processes.without_ctrl_c():
+      running = {pool.submit(_score_mask, *job): job[0].name for job in jobs}
+    try:
+      for future in futures.as_completed(running):
+        yield running[future], future.result
+    finally:  # Ctrl-C: what has not begun is left out
+      pool.shutdown(cancel_futures=True)
 
 
 def _score_mask(case: Case, path: Path, convention: str) -> tuple[dict[str, float], tuple]:

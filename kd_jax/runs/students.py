@@ -1,6 +1,7 @@
 """Where --checkpoint leads: to a run's best student, to an exported one, to several of them."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from kd_jax.prediction.student import Architecture, Preparation, Student
 from kd_jax.prediction.student_directory import MODEL_FILE, WEIGHTS_FILE
 from kd_jax.runs.layout import CHECKPOINTS, CONFIG_FILE, SUBJECTS_FILE, is_run, validation_summary
 from kd_jax.runtime.errors import ConfigError, UserError
-from kd_jax.runtime.files import read_json
+from kd_jax.runtime.files import at_home, read_json
 from kd_jax.settings import record
 from kd_jax.settings.inference import BY_VALIDATION
 from kd_jax.settings.run import to_dict
@@ -23,18 +24,19 @@ _THRESHOLDS = {
 }
 
 
-def open_students(paths: str) -> list[Student]:
-  """Comma-separated runs, exported students or cross-validations -> students that go together.
+def open_students(paths: str | Sequence[str]) -> list[Student]:
+  """Runs, exported students or cross-validations -> students that go together.
+
+  Args:
+    paths: each is one path, or several with commas; one that exists as it is given is one.
 
   Raises:
     UserError: a path that holds no student, or students that read different inputs.
+    ConfigError: commas that can be read in two ways.
   """
-  students = [
-    open_student(folder)
-    for path in paths.split(",")
-    if path.strip()
-    for folder in _members(Path(os.path.expanduser(path.strip())))
-  ]
+  given = [paths] if isinstance(paths, str) else paths
+  folders = [path for text in given for path in _separated(text)]
+  students = [open_student(folder) for path in folders for folder in _members(path)]
   if not students:
     raise ConfigError("--checkpoint names no run")
   first = students[0]
@@ -48,6 +50,25 @@ def open_students(paths: str) -> list[Student]:
         f"{_input_of(first)} and {_input_of(other)}"
       )
   return students
+
+
+def _separated(text: str) -> list[Path]:
+  """The paths in a text with commas, some of which may belong to a path that exists."""
+  parts, paths, first = text.split(","), [], 0
+  while first < len(parts):
+    last = len(parts)
+    while last > first + 1 and not os.path.exists(at_home(",".join(parts[first:last]).strip())):
+      last -= 1
+    own = [part.strip() for part in parts[first:last]]
+    path = ",".join(parts[first:last]).strip()
+    if len(own) > 1 and all(part and os.path.exists(at_home(part)) for part in own):
+      raise ConfigError(
+        f"{path} is one path and also {len(own)} that exist; give each of the {len(own)} a "
+        "--checkpoint of its own, or rename what has the commas"
+      )
+    paths += [at_home(path)] if path else []
+    first = last
+  return paths
 
 
 def open_student(path: Path) -> Student:

@@ -107,6 +107,17 @@ def importable_main() -> Iterator[None]:
 # --- Signals ----------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def without_ctrl_c() -> Iterator[None]:
+  """Children that start meanwhile leave Ctrl-C, which reaches them too, to their parent."""
+  resource_tracker.ensure_running()  # it unblocks signals when it starts
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def keep_signals_from_children() -> None:
   """Children that this thread, or a thread that it starts, starts from now on get no signals.
 

@@ -17,6 +17,17 @@ MOST_BYTES = 1 << 26  # of a settings file, a list, a table: 64 MiB
 _STALE_SECONDS = 3600
 
 
+def at_home(path: str | os.PathLike) -> Path:
+  """The path with ~ as the home folder. UserError if there is none: no folder is called ~."""
+  expanded = os.path.expanduser(path)
+  if os.fspath(expanded).startswith("~"):
+    raise UserError(
+      f"{path}: no home folder is known for {Path(expanded).parts[0]}; give the path in full, or "
+      f"./{expanded} for a folder of that name"
+    )
+  return Path(expanded)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
   """Writes under a temporary name beside the target, then renames. UserError if it cannot.
 

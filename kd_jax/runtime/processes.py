@@ -9,6 +9,7 @@ import glob
 import importlib.util
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,6 +139,11 @@ def none_left_waiting() -> Iterator[None]:
   """Ends this process at once if the body fails: JAX then ends the others, who wait for it."""
   try:
     yield
+  except KeyboardInterrupt:
+    if jax.process_count() > 1:
+      print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+      os._exit(128 + signal.SIGINT)
+    raise
   except Exception as error:
     if jax.process_count() == 1:
       raise

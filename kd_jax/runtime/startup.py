@@ -1,7 +1,31 @@
 """What every program of the project does before its work."""
 
 import os
+import signal
 from pathlib import Path
+
+from kd_jax.runtime.errors import UserError
+
+_INTERRUPTED: list[bool] = []  # one entry for each Ctrl-C
+
+
+def interruptible() -> None:
+  """From now on Ctrl-C raises KeyboardInterrupt, and `interrupted` knows of it.
+
+  Not before JAX is imported: its extensions crash where they are interrupted.
+  """
+
+  def note(*_: object) -> None:
+    _INTERRUPTED.append(True)
+    raise KeyboardInterrupt
+
+  if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
+    signal.signal(signal.SIGINT, note)
+
+
+def interrupted() -> bool:
+  """Whether there was a Ctrl-C."""
+  return bool(_INTERRUPTED)
 
 
 def keep_compiled() -> None:
@@ -14,3 +38,20 @@ def keep_compiled() -> None:
   if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     jax.config.update("jax_compilation_cache_dir", str(caches / "kd_jax" / "compiled"))
+
+
+def check_devices() -> None:
+  """UserError if JAX has no device of the kind that it was told to use; starts the devices."""
+  import jax
+
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as e:  # without a plugin for the platform, JAX asserts
+    asked = getattr(jax.config, "jax_platforms", None)
+    reason = (str(e).splitlines() or ["JAX has no support for it"])[0].partition(" (set JAX")[0]
+    if not asked:
+      raise UserError(f"JAX can use no device: {reason}. JAX_PLATFORMS=cpu chooses the CPU") from e
+    raise UserError(
+      f"JAX_PLATFORMS={asked}: JAX can use no such device here ({reason}). Unset JAX_PLATFORMS to "
+      "let JAX choose, or set JAX_PLATFORMS=cpu; for a GPU, install its driver and JAX for it"
+    ) from e

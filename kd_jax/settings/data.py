@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from kd_jax.settings.schema import FREE, Pattern, Range, Readable
+from kd_jax.settings.paths import PathName
+from kd_jax.settings.schema import FREE, Range, Readable
 from kd_jax.tasks.labels import Convention
 from kd_jax.tasks.names import parse_patterns
 
-PATH = Pattern(r"(?s)[^\0]+", "expected a path")
-MAYBE_PATH = Pattern(r"(?s)[^\0]*", "expected a path")
+PATH = PathName()
+MAYBE_PATH = PathName(empty=True)
 NAMES = Readable(parse_patterns)
 SHARE = Range(0, 1)
 SEED = Range(0, 2**32 - 1)

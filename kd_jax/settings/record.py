@@ -1,5 +1,6 @@
 """config.json, the record of a run's settings: written, read (earlier versions too), compared."""
 
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -67,6 +68,26 @@ def modernised(raw: Mapping[str, Any], section: str = "") -> dict[str, Any]:
     if isinstance(group, dict) and old in group:
       group.setdefault(new_name.rpartition(".")[2], group.pop(old))
   return new
+
+
+def explain_unknown(name: str) -> str:
+  """What to say of a dotted name that is no setting, a renamed one perhaps; "" if it is one."""
+  settings = {setting.name: setting.kind for setting in schema.walk(Settings)}
+  groups = {name[:i] for name in settings for i, letter in enumerate(name) if letter == "."}
+  tables = [n for n, kind in settings.items() if "->" in kind]  # their keys are names too
+  if name in settings or name in groups or any(name.startswith(f"{t}.") for t in tables):
+    return ""
+  now = name
+  for old, new in RENAMED.items():
+    if now == old or now.startswith(f"{old}."):
+      now = new + now.removeprefix(old)
+  if now != name and now in settings.keys() | groups:
+    return f"the setting {name} is now called {now}"
+  last = name.rpartition(".")[2]
+  near = [known for known in settings if known.rpartition(".")[2] == last]
+  near = near if 0 < len(near) < 4 else difflib.get_close_matches(name, settings, 1)
+  hint = f"did you mean {' or '.join(near)}?" if near else "docs/settings.md lists all"
+  return f"unknown setting {name}; {hint}"
 
 
 def differences(old: Settings, new: Settings) -> dict[str, tuple[Any, Any]]:

@@ -4,7 +4,7 @@
 
 From such fields come the checks of values (`build`), the flags, the table in docs/settings.md and
 the record of a run. In `Annotated` may stand: a text (what the setting means), `Range`,
-`MultipleOf`, `Distinct`, `Pattern`, `Readable` (what is allowed), `Before` and `FREE`.
+`MultipleOf`, `Distinct`, `Pattern`, `Readable`, `PathName` (what is allowed), `Before` and `FREE`.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from kd_jax.runtime.errors import ConfigError, did_you_mean
+from kd_jax.settings.paths import PathName
 
 
 class Range(NamedTuple):
@@ -117,7 +118,7 @@ class _Free:
 # Such settings change where files are, how often the program reports, how fast or how long it runs;
 # not what a step computes.
 FREE = _Free()
-_CONSTRAINTS = (Range, OrUnset, MultipleOf, Distinct, Pattern, Readable)
+_CONSTRAINTS = (Range, OrUnset, MultipleOf, Distinct, Pattern, Readable, PathName)
 
 
 class Setting(NamedTuple):
@@ -168,6 +169,8 @@ def build(
     for note in notes:
       if isinstance(note, _CONSTRAINTS):
         note.check(name, built)
+      if isinstance(note, PathName):
+        built = note.expanded(name, built)
     return built
   origin, arguments = typing.get_origin(kind), typing.get_args(kind)
   if dataclasses.is_dataclass(kind):

@@ -1,5 +1,6 @@
 """What a run says of itself: at its start, in the log, after a validation, at its end."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,9 @@ def conclude(
     log.line("nothing left to do: all steps were done before")
   if best:
     log.line(f"best checkpoint: step {best['step']}, mean Dice {best['score']:.4f}")
+  curves, own = (shlex.quote(str(path)) for path in (workdir / TENSORBOARD, workdir))
   log.line(
     f"checkpoints: {workdir / CHECKPOINTS}\n"
-    f"curves and pictures: tensorboard --logdir {workdir / TENSORBOARD}\n"
-    f"scores in the scans' own space: python main.py --mode=evaluate --workdir={workdir}"
+    f"curves and pictures: tensorboard --logdir {curves}\n"
+    f"scores in the scans' own space: python main.py --mode=evaluate --workdir={own}"
   )

@@ -13,7 +13,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax.numpy  # noqa: F401
-from absl import app
 
 import kd_jax.evaluation.students
 import kd_jax.prediction.predict
@@ -30,8 +29,8 @@ def run(flags: list[str]) -> tuple[int, str]:
       os.dup2(said.fileno(), 2)
       sys.argv = ["main.py", *flags]  # where ml_collections looks for --config.x
       with contextlib.suppress(Exception):  # absl has printed it
-        app.run(cli.main, flags_parser=cli.parse_flags)
-      os._exit(99)  # app.run ends with an exit of its own
+        cli.start()
+      os._exit(99)  # cli.start ends with an exit of its own
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     said.seek(0)
     return status, said.read().decode()

@@ -160,7 +160,7 @@ def write_dataset(
         ProcessPoolExecutor(workers, context, initializer=child_processes.end_with_parent)
       )
       stack.callback(pool.shutdown, cancel_futures=True)
-      with child_processes.importable_main():
+      with child_processes.importable_main(), child_processes.without_ctrl_c():
         jobs = [pool.submit(write_case, root, seed, index) for index in missing]
       children = set(multiprocessing.active_children()) - others
       results = (job.result() for job in as_completed(jobs))
