@@ -17,6 +17,7 @@ from kd_jax.evaluation.case_results import CaseResults, data_facts, packed, scor
 from kd_jax.report.illustrate import illustrate
 from kd_jax.runtime import child_processes, processes
 from kd_jax.runtime.errors import CaseError, UserError, some
+from kd_jax.runtime.files import check_folder
 from kd_jax.runtime.terminal import Terminal
 from kd_jax.tasks import labels
 
@@ -41,6 +42,8 @@ def evaluate_masks(
   Raises:
     UserError: nothing to score. A truth without a prediction is a case that could not be scored.
   """
+  folder = output or Path("runs/evaluation") / predictions.resolve().name
+  check_folder(folder)
   cases = _truths(truth, conventions[0], terminal)
   found = masks.find_masks(predictions, masks.PREDICTION)
   jobs = [
@@ -76,7 +79,6 @@ def evaluate_masks(
     failed=results.failed,
     notes=notes,
   )
-  folder = output or Path("runs/evaluation") / predictions.resolve().name
   if processes.first():
     job_of = {job[0].name: job for job in jobs}
 

@@ -25,6 +25,7 @@ from kd_jax.runs.layout import EVALUATION, FOLDS_FILE, is_run
 from kd_jax.runs.log import read_numbers
 from kd_jax.runtime import processes
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, did_you_mean, some
+from kd_jax.runtime.files import check_folder
 from kd_jax.runtime.terminal import Terminal
 
 SPLITS = ("val", "holdout", "all")
@@ -71,6 +72,7 @@ def evaluate(
   students = predictor.students
   root, split = _where(students, choice)
   folder = output or _default_output(students, choice, root, split)
+  check_folder(folder)  # before the work, not after it
   cases, facts, lost = _cases(students, root, split, choice)
   held_out = split == "holdout"
   found = find_training_subjects(

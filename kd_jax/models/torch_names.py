@@ -68,7 +68,7 @@ def convert(
     module, _, kind = name.rpartition(".")
     if module in ignore:
       continue
-    if module not in table:
+    if module not in table or kind not in ("weight", "bias"):
       raise KeyError(f"parameter {name!r} is none of the published network's")
     node = tree
     for key in table[module]:

@@ -4,6 +4,7 @@ The only file that touches PyTorch, and only when this mode is used: weights are
 `weights_only=True`, so that no code in the file is run.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from kd_jax.settings.inference import InferenceSettings
 from kd_jax.tasks.names import MODALITIES, Modality
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "student", "net")  # around the parameters
+
+_CODE = re.compile(r"(?:GLOBAL|global|class)\s+([\w.]+\.\w+)")  # what torch refuses to load
 
 _PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and DataParallel
 
@@ -44,10 +47,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
   try:
     content = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as e:  # pickle, zip and torch each raise their own
-    reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+    # Its own text stays out of ours: it says how to load the file so that its code is run.
+    code = _CODE.search(str(e))
+    reason = f"it refers to {code[1]}" if code else "damaged, or no file of torch.save"
     raise UserError(
       f"cannot read {path} as plain weights ({reason}). If it holds a whole pickled model, save "
-      "its state_dict() with torch.save and import that"
+      "its state_dict() with torch.save where it was made, and import that"
     ) from e
   while isinstance(content, Mapping) and (
     inner := next((content[w] for w in _WRAPPERS if isinstance(content.get(w), Mapping)), None)
@@ -59,9 +64,14 @@ def read(path: Path) -> dict[str, np.ndarray]:
   for name, value in content.items():
     if not isinstance(value, torch.Tensor):
       raise UserError(f"{path}: {name!r} is no tensor but {type(value).__name__}")
+    if not value.is_floating_point():
+      raise UserError(f"{path} is not the published student: {name!r} holds {value.dtype}")
+    bare = str(name)
     for prefix in _PREFIXES:
-      name = str(name).removeprefix(prefix)
-    arrays[name] = value.detach().to(torch.float32).numpy()
+      bare = bare.removeprefix(prefix)
+    if bare in arrays:
+      raise UserError(f"{path} holds {bare!r} twice, with and without a prefix; keep one of them")
+    arrays[bare] = value.detach().to(torch.float32).numpy()
   return arrays
 
 

@@ -10,6 +10,7 @@ from kd_jax.data.scans import find_scans
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.report import viewer
 from kd_jax.runtime.errors import CaseError, UserError
+from kd_jax.runtime.files import check_folder
 from kd_jax.runtime.terminal import Terminal
 from kd_jax.tasks import labels
 from kd_jax.tasks.names import Patterns
@@ -29,6 +30,7 @@ def visualize(
     UserError: the [report] extra is missing, no case, or (after the others) cases that failed.
   """
   viewer.niivue()  # if it is missing, say so before the work
+  check_folder(output)
   cases, failed, notes = find_scans(path, predictor.modalities, patterns)
   for note in notes:
     terminal.line(note)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,24 +28,24 @@ class RunLog:
   def __init__(self, workdir: Path, terminal: Terminal, step: int):
     self._terminal = terminal
     self._workdir = workdir
+    self._place: os.stat_result | None = None  # of the folder, once it is there
     with self._writing():
       workdir.mkdir(parents=True, exist_ok=True)
       _truncate(workdir, step)
-      self._numbers = (workdir / NUMBERS_FILE).open("a")
-      self._text = (workdir / LOG_FILE).open("a")
+      self._numbers = _Lines(workdir / NUMBERS_FILE)
+      self._text = _Lines(workdir / LOG_FILE)
       # The suffix: two starts in one second must not share a file.
       self._tensorboard = TensorBoardWriter(
         workdir / TENSORBOARD, step + 1 if step else None, f".{step:09}"
       )
+      self._place = workdir.stat()
 
   def line(self, text: str, terminal: bool = True) -> None:
     """A line for people, on the terminal and in train.log."""
     if terminal:
       self._terminal.line(text)
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S")
     with self._writing():
-      lines = [f"{stamp} {part}" for part in printable(text).splitlines()]
-      print("\n".join(lines), file=self._text, flush=True)
+      self._text.add(_stamped(text))
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Numbers at a step, to TensorBoard and metrics.jsonl."""
@@ -52,7 +53,7 @@ class RunLog:
       for name, value in values.items():
         self._tensorboard.scalar(step, name, value)
       self._tensorboard.flush()
-      print(json.dumps({"step": step, **values}), file=self._numbers, flush=True)
+      self._numbers.add(json.dumps({"step": step, **values}))
 
   def text(self, name: str, text: str) -> None:
     """Preformatted text, to TensorBoard."""
@@ -72,12 +73,71 @@ class RunLog:
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     try:
+      if self._place is not None:
+        self._check_place(self._place)
       yield
     except OSError as e:
       raise UserError(
         f"cannot write the logs in {self._workdir}: {e.strerror or e}. The checkpoints are as they "
         "were; make room and start again"
       ) from e
+
+  def _check_place(self, place: os.stat_result) -> None:
+    """Makes files anew that were removed, and says so. UserError if the folder itself is away."""
+    try:
+      same = os.path.samestat(place, self._workdir.stat())
+    except FileNotFoundError:
+      same = False
+    if not same:
+      raise UserError(
+        f"the work directory {self._workdir} was moved, renamed or removed while the run worked "
+        "there. What was saved went with it: start again with --workdir=, and its new place"
+      )
+    lost = [file.path.name for file in (self._numbers, self._text) if file.follow()]
+    if self._tensorboard.gone():
+      lost.append(TENSORBOARD)
+      self._tensorboard = TensorBoardWriter(self._workdir / TENSORBOARD, None, ".again")
+      for line in read_numbers(self._workdir):
+        for name in line.keys() - {"step"}:
+          self._tensorboard.scalar(line["step"], name, line[name])
+    if lost:
+      text = (
+        f"warning: {', '.join(lost)} in {self._workdir} was removed while the run works there, and "
+        f"is begun anew; TensorBoard has again what {NUMBERS_FILE} holds"
+      )
+      self._terminal.line(text)
+      self._text.add(_stamped(text))
+
+
+class _Lines:
+  """A text file that lines are added to."""
+
+  def __init__(self, path: Path):
+    self.path = path
+    self._file = path.open("a")
+
+  def add(self, line: str) -> None:
+    print(line, file=self._file, flush=True)
+
+  def follow(self) -> bool:
+    """Whether the file was removed; then it is begun anew."""
+    try:
+      if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+        return False
+    except FileNotFoundError:
+      pass
+    self._file.close()
+    self._file = self.path.open("a")
+    return True
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def _stamped(text: str) -> str:
+  """Each line with the time."""
+  stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+  return "\n".join(f"{stamp} {part}" for part in printable(text).splitlines())
 
 
 class NoLog:

@@ -28,9 +28,14 @@ class TensorBoardWriter:
     """
     folder.mkdir(parents=True, exist_ok=True)
     self._file = EventsWriter(str(folder / "events"), suffix)
+    self._path = Path(self._file._file_name)
     if purge_from is not None:
       self._write(purge_from, file_version="brain.Event:2")
       self._write(purge_from, session_log=SessionLog(status=SessionLog.START))
+
+  def gone(self) -> bool:
+    """Whether the file was removed: what is written to it then, nobody reads."""
+    return not self._path.exists()
 
   def scalar(self, step: int, name: str, value: float) -> None:
     self._write(step, summary=summary.scalar(name, value))

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -85,6 +86,21 @@ def _alive(pid: int) -> bool:
   except PermissionError:
     pass
   return True
+
+
+def check_folder(folder: Path) -> None:
+  """UserError if files cannot be written in a folder, or if it cannot be made; nothing is left."""
+  place = folder
+  while not os.path.exists(place) and place != place.parent:
+    place = place.parent
+  try:
+    with tempfile.TemporaryFile(dir=place) as file:
+      file.write(b" ")
+  except OSError as e:
+    reason = f"{e.strerror or e}" if place == folder else f"{place}: {e.strerror or e}"
+    raise UserError(
+      f"cannot write in {folder} ({reason}); give another place with --output, or mend this one"
+    ) from e
 
 
 def write_text(path: Path, content: str) -> None:

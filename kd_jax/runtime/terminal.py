@@ -121,13 +121,26 @@ def error_table(errors: Sequence[CaseError]) -> str:
   return table(("case", "file", "finding", "remedy"), rows, left=4, separator=" | ")
 
 
+# The loggers of libraries, and from which level on they are heard. Orbax logs to absl's: of one
+# error it gives the tracebacks of all its threads, and then it raises the error.
+_LOUDEST = {"absl": logging.CRITICAL} | dict.fromkeys(("jax", "matplotlib", "orbax"), logging.ERROR)
+
+
 def quiet_libraries(unless_set: bool = False) -> None:
-  """Their notes of every save, restore and missing backend would bury ours; errors stay.
+  """Their notes of every save, restore and missing backend would bury ours.
 
   Args:
-    unless_set: a library's logger keeps a level that the caller's own code gave it.
+    unless_set: what the caller's own code gave a library's logger, and Python, stays.
   """
-  for name in ("absl", "jax", "matplotlib", "orbax"):
+  for name, level in _LOUDEST.items():
     logger = logging.getLogger(name)
     if not (unless_set and logger.level):
-      logger.setLevel(logging.ERROR)
+      logger.setLevel(level)
+  if not unless_set:
+    sys.unraisablehook = _without_closed_loops
+
+
+def _without_closed_loops(what: "sys.UnraisableHookArgs") -> None:
+  """As Python shows what it cannot raise, but for TensorStore's threads after a failed save."""
+  if str(what.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(what)

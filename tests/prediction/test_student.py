@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import sys
+import types
 import zlib
 from pathlib import Path
 
@@ -230,6 +232,77 @@ def test_misfits_are_named():
   flat = arrays | {"bridge.conv_block.2.weight": np.zeros((2, 3, 4), np.float32)}
   with pytest.raises(UserError, match="not the published student"):
     import_torch.from_state_dict(flat, Path("a.pth"), "t1ce")
+
+
+@pytest.mark.parametrize("kind", ["running_mean", "running_var", "gamma", "weight_g"])
+def test_statistics_of_a_batch_norm_are_no_scale(kind):
+  """1-D arrays of another norm: the published network has none of them."""
+  arrays = golden_parameters()
+  scale = arrays["bridge.conv_block.0.weight"]
+  for change in (
+    arrays | {f"bridge.conv_block.0.{kind}": scale * 7},
+    {k: v for k, v in arrays.items() if k != "bridge.conv_block.0.weight"}
+    | {f"bridge.conv_block.0.{kind}": scale},
+  ):
+    with pytest.raises(UserError, match=rf"0\.{kind}' is none of the published network's"):
+      import_torch.from_state_dict(change, Path("a.pth"), "t1ce")
+
+
+class _FakeTensor:
+  def __init__(self, array, dtype="float32"):
+    self.array, self.dtype = array, dtype
+
+  def is_floating_point(self):
+    return "float" in self.dtype
+
+  def detach(self):
+    return self
+
+  def to(self, _):
+    return self
+
+  def numpy(self):
+    return self.array
+
+
+def _torch(monkeypatch, load):
+  fake = types.SimpleNamespace(load=load, Tensor=_FakeTensor, float32="float32")
+  monkeypatch.setitem(sys.modules, "torch", fake)
+
+
+ADVICE = (
+  "Weights only load failed. This file can still be loaded, to do so you have two options, do "
+  "those steps only if you trust the source of the checkpoint. \n\t(1) ... setting `weights_only` to "
+  "`False` will likely succeed, but it can result in arbitrary code execution.\n\tWeightsUnpickler "
+  "error: Unsupported global: GLOBAL monai.networks.nets.unet.UNet was not an allowed global"
+)
+
+
+@pytest.mark.parametrize("text", [ADVICE, "PytorchStreamReader failed reading zip archive", ""])
+def test_advice_to_run_a_file_s_code_is_not_passed_on(tmp_path, monkeypatch, text):
+  def load(*_, **options):
+    assert options["weights_only"] is True
+    raise RuntimeError(text)
+
+  _torch(monkeypatch, load)
+  (tmp_path / "s.pth").write_bytes(b"x")
+  with pytest.raises(UserError, match="plain weights") as error:
+    import_torch.read(tmp_path / "s.pth")
+  said = str(error.value)
+  assert "weights_only" not in said and "can still be loaded" not in said
+  assert ("monai.networks.nets.unet.UNet" in said) == (text == ADVICE)
+
+
+@pytest.mark.parametrize(
+  ("names", "dtype", "message"),
+  [(["module.a.weight", "a.weight"], "float32", "twice"), (["a.weight"], "int8", "holds int8")],
+)
+def test_what_a_file_says_twice_or_in_other_numbers(tmp_path, monkeypatch, names, dtype, message):
+  tensors = {name: _FakeTensor(np.zeros(3, np.float32), dtype) for name in names}
+  _torch(monkeypatch, lambda *_, **__: tensors)
+  (tmp_path / "s.pth").write_bytes(b"x")
+  with pytest.raises(UserError, match=message):
+    import_torch.read(tmp_path / "s.pth")
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

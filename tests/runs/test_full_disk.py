@@ -3,21 +3,29 @@
 Predictions: test_predict.py. Demonstration cases: data/test_demo.py.
 """
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from small_disk import fill, read_only, small_disk
-from synthetic import make_case
+from students import make_student
+from synthetic import LARGE, make_case
 from test_checkpoints import DEVICE, state_of
 
 from kd_jax.data.cache import prepare
 from kd_jax.data.cases import find_cases
 from kd_jax.data.entry import verify_entry
+from kd_jax.evaluation.masks import evaluate_masks
+from kd_jax.evaluation.students import Choice, evaluate
+from kd_jax.prediction.predictor import Predictor
 from kd_jax.runs.checkpoints import Checkpoints, set_aside_damaged
 from kd_jax.runs.log import RunLog, read_numbers
 from kd_jax.runtime import lock
 from kd_jax.runtime.errors import UserError
-from kd_jax.runtime.files import write_text
+from kd_jax.runtime.files import check_folder, write_text
 from kd_jax.settings.data import CacheSettings
 
 
@@ -45,6 +53,84 @@ def test_a_checkpoint(tmp_path, leave):
     checkpoints.close()
     left = {path.name for path in (disk / "checkpoints").iterdir()}
     assert left == {"5"}
+
+
+REFUSED = """
+import contextlib, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from kd_jax.runtime.terminal import quiet_libraries
+quiet_libraries()
+from test_checkpoints import state_of
+from kd_jax.runs.checkpoints import Checkpoints
+from kd_jax.runtime.errors import UserError
+checkpoints = Checkpoints(Path(sys.argv[1]))
+try:
+  with contextlib.closing(checkpoints):
+    checkpoints.save(5, state_of(5), {})
+    checkpoints.wait()
+except UserError as e:
+  print("error:", e)
+"""
+
+
+@pytest.mark.parametrize("leave", [0, 40_000])
+def test_a_checkpoint_that_is_refused_is_one_line(tmp_path, leave):
+  """Orbax logged the tracebacks of all its threads: 470 lines."""
+  tests = Path(__file__).parents[1]
+  with small_disk(tmp_path / "disk", 1000) as disk:
+    (disk / "checkpoints").mkdir()
+    fill(disk, leave)
+    paths = [str(disk), str(tests / "runs"), str(tests / "helpers")]
+    done = subprocess.run(
+      [sys.executable, "-c", REFUSED, *paths],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      check=True,
+      cwd=tests.parent,
+      timeout=300,
+    )
+  lines = done.stdout.splitlines()
+  assert len(lines) == 1 and lines[0].startswith("error: cannot write the checkpoint of step 5")
+  assert "No space left on device" in lines[0]
+
+
+def test_a_place_for_results_is_tried_before_the_work(tmp_path):
+  check_folder(tmp_path / "new" / "deep")
+  assert not (tmp_path / "new").exists()
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match=r"cannot write in .*file/x \(.*another place with --output"):
+    check_folder(tmp_path / "file" / "x")
+  with small_disk(tmp_path / "disk", 100) as disk:
+    fill(disk)
+    with pytest.raises(UserError, match="No space left on device"):
+      check_folder(disk / "scores")
+    (disk / "filling").unlink()
+    check_folder(disk / "scores")
+    read_only(disk)
+    for folder in (disk, disk / "scores"):
+      with pytest.raises(UserError, match=r"Read-only file system.*--output"):
+        check_folder(folder)
+
+
+@pytest.mark.parametrize("of", ["students", "masks"])
+def test_an_evaluation_of_a_read_only_run_says_so_before_it_scores(tmp_path, terminal, of):
+  make_case(tmp_path / "data" / "A", affine=LARGE)
+
+  class Unused(Predictor):
+    def load(self, case, warn):
+      raise AssertionError("nothing may be read before the place is tried")
+
+  with small_disk(tmp_path / "disk", 1000) as disk:
+    read_only(disk)
+    with pytest.raises(UserError, match=r"cannot write in .*scores.*--output"):
+      if of == "students":
+        predictor = Unused([make_student()])
+        evaluate(predictor, Choice(data_root=tmp_path / "data"), disk / "scores", terminal)
+      else:
+        truth = tmp_path / "data"
+        evaluate_masks(truth, truth, ("auto", "auto"), disk / "scores", terminal)
 
 
 def test_the_logs(tmp_path, terminal):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import rich.console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd_jax.report.slices import panel
-from kd_jax.runs.log import RunLog
+from kd_jax.runs.log import RunLog, read_numbers
+from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.terminal import Terminal, duration, table
 from kd_jax.training.metric_averages import MetricAverages
 
@@ -128,3 +130,63 @@ def test_a_live_line_within_another_does_not_stop_it():
     show(7, "loss 0.5")
   last = terminal.console.file.getvalue()
   assert " 7/10" in last and "/2" in last
+
+
+# --- What is taken away while a run goes on -----------------------------------------------------
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_work_directory_that_is_renamed_ends_the_run_and_is_not_made_again(
+  tmp_path, terminal, replaced
+):
+  place = tmp_path / "run"
+  log = RunLog(place, terminal, 0)
+  log.scalars(1, {"loss": 0.5})
+  place.rename(tmp_path / "moved")
+  if replaced:
+    place.mkdir()
+  writers = (
+    lambda: log.line("x"),
+    lambda: log.scalars(2, {"loss": 0.1}),
+    lambda: log.picture(2, "p", np.zeros((4, 4, 3), np.uint8)),
+    lambda: log.text("t", "x"),
+  )
+  for write in writers:
+    with pytest.raises(UserError, match=r"run was moved, renamed or removed.*--workdir="):
+      write()
+  log.close()
+  assert replaced == place.exists() and not (replaced and list(place.iterdir()))
+  assert read_numbers(tmp_path / "moved") == [{"step": 1, "loss": 0.5}]
+
+
+def test_a_tensorboard_folder_that_is_removed_is_made_again_and_told(tmp_path, terminal):
+  log = RunLog(tmp_path, terminal, 0)
+  for step in (1, 2):
+    log.scalars(step, {"loss": step / 2})
+  shutil.rmtree(tmp_path / "tensorboard")
+  for step in (3, 4):
+    log.scalars(step, {"loss": step / 2})
+  log.close()
+  events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+  assert [(e.step, e.value) for e in events.Scalars("loss")] == [(s, s / 2) for s in (1, 2, 3, 4)]
+  said = terminal.console.file.getvalue()
+  assert said.count("warning: tensorboard in") == 1 and "was removed" in said
+  assert "tensorboard" in (tmp_path / "train.log").read_text()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "train.log"])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_log_that_is_removed_is_begun_anew_and_told(tmp_path, terminal, name, renamed):
+  log = RunLog(tmp_path, terminal, 0)
+  log.line("before")
+  log.scalars(1, {"loss": 1.0})
+  if renamed:  # as a program that rotates logs does
+    (tmp_path / name).rename(tmp_path / "old")
+  else:
+    (tmp_path / name).unlink()
+  log.line("after")
+  log.scalars(2, {"loss": 0.5})
+  log.close()
+  assert f"warning: {name} in" in terminal.console.file.getvalue()
+  assert read_numbers(tmp_path)[-1] == {"step": 2, "loss": 0.5}
+  assert "after" in (tmp_path / "train.log").read_text()
