@@ -27,6 +27,7 @@ from kd_jax.settings.run import Settings
 from kd_jax.tasks import labels as label_maps
 
 VoxelMM = Sequence[float] | None
+Labels = str | Mapping  # see docs/api.md, "Segment a file"
 
 
 # --- Students ---------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class Student:
     return Segmentation(classes, prediction.regions()) if probabilities else classes
 
   def segment_file(
-    self, scan: Scan, mask: PathLike, labels: str | None = None, *, warn: Warn | None = None
+    self, scan: Scan, mask: PathLike, labels: Labels | None = None, *, warn: Warn | None = None
   ) -> Path:
     """Segments a scan's file and writes the mask in the scan's own space.
 
@@ -147,8 +148,8 @@ class Student:
       scan: a path that means one scan, or modality -> file.
       mask: the file to write, .nii.gz or .nii. It appears whole or not at all; a mask that is
         there already is replaced.
-      labels: the convention of the numbers in the mask, such as "brats2021" (ET is 4) or
-        "brats2023" (ET is 3); None for that of the student's training data.
+      labels: the convention of the numbers in the mask: "brats2021" (ET is 4), "brats2023" (ET is
+        3), {"NCR": 2, "ED": 1, "ET": 3} ...; None for that of the student's training data.
       warn: as in `segment`.
 
     Returns:
@@ -227,7 +228,7 @@ def evaluate(
   *,
   output: PathLike | None = None,
   split: Literal["val", "holdout", "all"] | None = None,
-  labels: str = "auto",
+  labels: Labels = "auto",
   exclude_training_subjects: bool = False,
   name_mapping: PathLike | None = None,
   quiet: bool = False,
@@ -237,11 +238,10 @@ def evaluate(
   Args:
     student: as for `load`, or what it returned.
     data_root: a folder of cases; None for the run's own data.
-    output: the folder for summary.json, scores.csv and report.html; None for a run's evaluation
-      folder.
+    output: of summary.json, scores.csv and report.html; None for a run's evaluation folder.
     split: "val", a run's validation cases; "holdout", those that it neither trained nor validated
       on; or "all". None for "val" of the run's own data and "all" of another folder.
-    labels: the data's label convention, or "auto".
+    labels: the data's label convention, as in `Student.segment_file`, or "auto".
     exclude_training_subjects: leave them out instead of refusing.
     name_mapping: a BraTS name_mapping.csv, by which patients are recognised across the years.
     quiet: write nothing to the terminal.
@@ -256,13 +256,13 @@ def evaluate(
   child_processes.refuse_second_run()
   opened = student if isinstance(student, Student) else load(student)
   from kd_jax.evaluation.case_results import check_complete
-  from kd_jax.evaluation.students import Choice
+  from kd_jax.evaluation.choice import Choice
   from kd_jax.evaluation.students import evaluate as evaluate_students
 
   choice = Choice(
     data_root=at_home(data_root) if data_root else None,
     split=split,
-    labels=labels if labels == "auto" else label_maps.canonical(labels),
+    labels=label_maps.canonical(labels, auto=True),
     exclude_training_subjects=exclude_training_subjects,
     name_mapping=at_home(name_mapping) if name_mapping else None,
   )

@@ -4,11 +4,12 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from absl import app, flags
 
 from kd_jax import command_flags
+from kd_jax.command_call import INFERENCE, Call
 from kd_jax.command_flags import parse_flags
 from kd_jax.runtime import startup
 from kd_jax.runtime.errors import ConfigError, UserError, printable
@@ -16,13 +17,6 @@ from kd_jax.runtime.files import at_home
 
 # A mode imports what it needs itself: a mistyped flag is answered at once, and training does not
 # wait for what draws reports.
-if TYPE_CHECKING:
-  from kd_jax.data.cases import Naming
-  from kd_jax.prediction.predictor import Predictor
-  from kd_jax.runtime.terminal import Terminal
-  from kd_jax.settings.run import Settings
-
-_INFERENCE = ("window", "overlap", "mirror", "min_component_mm3", "min_et_mm3")
 
 
 # --- Start and end ------------------------------------------------------------------------------
@@ -46,37 +40,6 @@ def main(argv: list[str]) -> None:
     run(flags.FLAGS, command_flags.config(), argv[1:])
   except UserError as error:
     sys.exit(printable(f"error: {error}"))
-
-
-class Call(NamedTuple):
-  """What the command line says.
-
-  Attributes:
-    flags: absl's.
-    settings: of the run, or None.
-    arguments: what stands without a flag.
-    terminal: where to tell.
-  """
-
-  flags: flags.FlagValues
-  settings: "Settings | None"
-  arguments: list[str]
-  terminal: "Terminal"
-
-  def path(self, name: str) -> Path | None:
-    value = self.flags[name].value
-    return at_home(value) if value else None
-
-  def needed_path(self, name: str) -> Path:
-    """Of a flag that the mode needs."""
-    path = self.path(name)
-    assert path is not None, f"--{name} is not among the flags that the mode needs"
-    return path
-
-  def needed_settings(self) -> "Settings":
-    """Of a mode that needs --config."""
-    assert self.settings is not None, "--config is not among the flags that the mode needs"
-    return self.settings
 
 
 def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
@@ -138,24 +101,24 @@ def evaluate(call: Call) -> None:
   elif not (call.flags.checkpoint or call.flags.workdir):
     raise ConfigError("give --checkpoint=RUN, or --predictions=DIR with --truth=DIR")
   from kd_jax.evaluation.case_results import check_complete
+  from kd_jax.evaluation.choice import Choice
   from kd_jax.evaluation.masks import evaluate_masks
-  from kd_jax.evaluation.students import Choice
   from kd_jax.evaluation.students import evaluate as evaluate_students
 
   if predictions and truth:
-    conventions = (_convention(call, "labels"), _convention(call, "prediction_labels"))
+    conventions = (call.convention("labels"), call.convention("prediction_labels"))
     output = call.path("output")
     summary = evaluate_masks(predictions, truth, conventions, output, call.terminal)
   else:
     choice = Choice(
       data_root=call.path("data_root"),
       split=call.flags.split,
-      labels=_convention(call, "labels"),
+      labels=call.convention("labels"),
       exclude_training_subjects=call.flags.exclude_training_subjects,
       name_mapping=call.path("name_mapping"),
-      naming=_naming(call) if call.flags.names or call.flags.patients else None,
+      naming=call.naming() if call.flags.names or call.flags.patients else None,
     )
-    summary = evaluate_students(_ensemble(call), choice, call.path("output"), call.terminal)
+    summary = evaluate_students(call.ensemble(), choice, call.path("output"), call.terminal)
   check_complete(summary)
 
 
@@ -186,23 +149,23 @@ def predict(call: Call) -> None:
   """Masks of new scans."""
   from kd_jax.prediction.predict import Output, predict
 
-  predictor = _ensemble(call)
-  convention = _output_convention(call, predictor)
+  predictor = call.ensemble()
+  convention = call.output_convention(predictor)
   values = call.flags
   output = Output(
     call.needed_path("output"), convention, values.probabilities, overwrite=values.overwrite
   )
-  predict(predictor, call.needed_path("input"), output, call.terminal, _naming(call).patterns)
+  predict(predictor, call.needed_path("input"), output, call.terminal, call.naming().patterns)
 
 
 def visualize(call: Call) -> None:
   """Cases to look at, flat and in 3-D."""
   from kd_jax.report.visualize import visualize
 
-  predictor = _ensemble(call)
-  convention = _output_convention(call, predictor)
+  predictor = call.ensemble()
+  convention = call.output_convention(predictor)
   output = call.path("output") or Path("runs/visualize")
-  source, patterns = call.needed_path("input"), _naming(call).patterns
+  source, patterns = call.needed_path("input"), call.naming().patterns
   visualize(predictor, source, convention, output, call.terminal, patterns)
 
 
@@ -252,17 +215,17 @@ MODES = {
   "train": Mode(train, ("config",), ("workdir",), shared=True),
   "prepare": Mode(prepare, ("config",), shared=True),
   "evaluate": Mode(
-    evaluate, (), ("checkpoint", "workdir", *_INFERENCE, *_SCORED, *_MASKS), shared=True
+    evaluate, (), ("checkpoint", "workdir", *INFERENCE, *_SCORED, *_MASKS), shared=True
   ),
   "cross_validate": Mode(cross_validate, ("config",), ("workdir", "folds"), shared=True),
   "compare": Mode(compare, (), ("output",), arguments=2),
   "predict": Mode(
     predict,
     ("checkpoint", "input", "output"),
-    ("labels", "names", "probabilities", "overwrite", *_INFERENCE),
+    ("labels", "names", "probabilities", "overwrite", *INFERENCE),
     shared=True,
   ),
-  "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", "names", *_INFERENCE)),
+  "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", "names", *INFERENCE)),
   "export_student": Mode(export_student, ("checkpoint", "output")),
   "import_torch": Mode(import_torch, ("input", "output"), ("modality",)),
 }
@@ -277,34 +240,3 @@ def _check_flags(values: flags.FlagValues, mode: Mode) -> None:
   for flag in sorted(flag for flag in known if values[flag].present):
     if flag not in (*mode.needs, *mode.optional):
       raise ConfigError(f"--{flag} has no meaning for what --mode={name} is asked to do")
-
-
-def _ensemble(call: Call) -> "Predictor":
-  """The students of --checkpoint (or --workdir), with the inference settings of the flags."""
-  from kd_jax.prediction.predictor import Predictor
-  from kd_jax.runs.students import open_students
-
-  values = call.flags
-  if values.checkpoint and values.workdir:
-    raise ConfigError("--checkpoint and --workdir both name the student; give one")
-  students = open_students(values.checkpoint or values.workdir)
-  return Predictor(students, **{name: values[name].value for name in _INFERENCE})
-
-
-def _naming(call: Call) -> "Naming":
-  from kd_jax.data.cases import naming_of
-
-  return naming_of(call.flags.names or "", call.flags.patients or "")
-
-
-def _convention(call: Call, flag: str) -> str:
-  from kd_jax.tasks import labels
-
-  value = str(call.flags[flag].value)
-  return value if value == "auto" else labels.canonical(value)
-
-
-def _output_convention(call: Call, predictor: "Predictor") -> str:
-  """Of the masks to write: as asked, or as the student's training data had it."""
-  asked = _convention(call, "labels")
-  return predictor.students[0].training["convention"] if asked == "auto" else asked

@@ -12,7 +12,10 @@ from kd_jax import command_errors
 from kd_jax.runtime.errors import ConfigError, UserError, printable
 
 _CHECKPOINT = "A run, or an exported student; several, with commas or repeated, are averaged."
-_LABELS = "Label convention: brats2018 ... brats2021, brats2023, brats2024, or auto."
+_LABELS = (
+  "What the numbers in label maps mean: brats2018 ... brats2021, brats2023, brats2024, msd, "
+  'brats-ped, a mapping such as \'{"NCR": 2, "ED": 1, "ET": 3}\', or auto.'
+)
 _NAMES = 'Which file names mean which sequence: {"t1ce": "*post*"}, as data.names.'
 _MAPPING = "BraTS name_mapping.csv: who is who across the years."
 
@@ -53,7 +56,8 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
   "prediction_labels": (
     flags.DEFINE_string,
     "auto",
-    "Label convention of the masks; as the truth's.",
+    "What the numbers in the masks mean, as for --labels; auto: as said beside them or held by "
+    "them, else as in the truths.",
   ),
   "modality": (flags.DEFINE_string, "t1ce", "What an imported student reads."),
   "folds": (flags.DEFINE_list, [], "Folds to cross-validate here; default all."),

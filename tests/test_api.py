@@ -282,6 +282,8 @@ def test_files_that_cannot_be(student, place, tmp_path):
     student.segment_file(scan, tmp_path / "mask.png")
   with pytest.raises(kd_jax.ConfigError, match="label convention"):
     student.segment_file(scan, tmp_path / "mask.nii.gz", labels="brats1999")
+  with pytest.raises(kd_jax.ConfigError, match="have no ED"):
+    student.segment_file(scan, tmp_path / "mask.nii.gz", labels={"NCR": 1, "ET": 2})
   with pytest.raises(kd_jax.ConfigError, match="a file has its own voxel size"):
     student.segment(scan, MM)
   with pytest.raises(kd_jax.UserError, match=r"holds 3 scans \(case0, case1.*one is expected"):

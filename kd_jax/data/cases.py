@@ -11,8 +11,8 @@ from kd_jax.data.case_names import name_all
 from kd_jax.data.file_groups import Group, group_files
 from kd_jax.data.patients import read_patients
 from kd_jax.data.walk import File, Folder, walk
-from kd_jax.runtime.errors import CaseError, ConfigError, UserError, did_you_mean, some
-from kd_jax.tasks.labels import CONVENTIONS
+from kd_jax.runtime.errors import CaseError, ConfigError, UserError, some
+from kd_jax.tasks.labels import AUTO, by_name, canonical
 from kd_jax.tasks.names import (
   KINDS,
   MODALITIES,
@@ -41,8 +41,8 @@ class Case:
     folder: where the files are.
     images: modality -> file; a modality without a file has no key.
     seg: the label map, or None.
-    convention: what the numbers in seg mean, a key of labels.CONVENTIONS; None without a seg of
-      known kind.
+    convention: what the numbers in seg mean, see labels.canonical; None without a seg of known
+      kind.
   """
 
   name: str
@@ -149,8 +149,9 @@ def search(
   Args:
     root: a folder; symbolic links are followed, each folder is visited once. Names are those of
       the path as it is given, whatever a link leads to.
-    labels: the label convention of all cases, or "auto": BraTS-GLI-* as brats2024 (which reads
-      2023's labels too), other cases with 2023's file names as brats2023, the rest as brats2018.
+    labels: the label convention of all cases, or "auto": by names only, BraTS-GLI-* as brats2024
+      (which reads 2023's labels too), other cases with 2023's file names as brats2023, the rest as
+      brats2018. What the label maps hold may say otherwise: conventions.settle looks.
     naming: what the user says of names.
     wanted: of names.KINDS; two files of another kind are no error.
 
@@ -158,8 +159,7 @@ def search(
     UserError: no such folder, or one that cannot be read.
     ConfigError: an unknown convention; patterns of two sequences that fit one file.
   """
-  if labels != "auto" and labels not in CONVENTIONS:
-    raise ConfigError(did_you_mean("label convention", labels, ("auto", *CONVENTIONS)))
+  labels = canonical(labels, auto=True)
   root = Path(os.path.expanduser(root))
   if not os.path.isdir(root):
     raise UserError(f"no data folder {root}; {_LAYOUTS}")
@@ -196,14 +196,8 @@ def _case(group: Group, labels: str) -> Case:
     folder=group.folder,
     images={modality: kinds[modality] for modality in MODALITIES if modality in kinds},
     seg=kinds.get("seg"),
-    convention=_convention(group.name, group.new) if labels == "auto" else labels,
+    convention=by_name(group.name, group.new) if labels == AUTO else labels,
   )
-
-
-def _convention(name: str, new_names: bool) -> str:
-  if name.lower().startswith("brats-gli"):
-    return "brats2024"
-  return "brats2023" if new_names else "brats2018"
 
 
 # --- What is left over ------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax
 
-from kd_jax.data import cache, folds
+from kd_jax.data import cache, conventions, folds
 from kd_jax.data.cases import Case, Found, Naming, naming_of, no_case, search, told_unused
 from kd_jax.data.demo import writer as demo
+from kd_jax.data.label_contents import MEMORY_FILE
 from kd_jax.runtime import processes
 from kd_jax.runtime.errors import CaseError, UserError, some
 from kd_jax.runtime.terminal import error_table
@@ -29,7 +30,7 @@ class Choice:
     folds: as they are to be kept.
     train, val: names of the cases of the settings' fold.
     bad: what is no case, or cannot be told apart.
-    lines: what is to be said of names, and of the cases that are in neither.
+    lines: what is to be said of names, of label maps, and of the cases that are in neither.
   """
 
   cases: list[Case]
@@ -74,8 +75,9 @@ def choose(settings: DataSettings, stored: Path | None, progress: Progress) -> C
   found, lines = find(settings, progress)
   if found.errors and not settings.skip_bad_cases:
     raise bad_cases_error(found.errors)
-  kept, train, val, more = _split(found.cases, settings, stored)
-  return Choice(found.cases, kept, train, val, found.errors, lines + more)
+  kept, train, val, on_folds = _split(found.cases, settings, stored)
+  cases, on_labels = settle(settings, found.cases, progress)
+  return Choice(cases, kept, train, val, found.errors, lines + on_folds + on_labels)
 
 
 def _read_given(settings: DataSettings) -> Path | None:
@@ -160,6 +162,23 @@ def _on_names(found: Found, naming: Naming, settings: DataSettings) -> list[str]
   return lines
 
 
+def settle(
+  settings: DataSettings, cases: Sequence[Case], progress: Progress
+) -> tuple[list[Case], list[str]]:
+  """The cases with the conventions of their label maps, and what is to be said of these."""
+  lines: list[str] = []
+  settled, _ = conventions.settle(
+    cases,
+    Path(settings.root),
+    settings.labels,
+    "--config.data.labels",
+    progress("looking at the labels"),
+    lines.append,
+    Path(settings.cache) / MEMORY_FILE,
+  )
+  return settled, lines
+
+
 def prepare(
   settings: DataSettings,
   cases: Sequence[Case],
@@ -192,10 +211,10 @@ def report(settings: DataSettings, progress: Progress, tell: Callable[[str], Non
   """--mode=prepare: fills the cache and tells what came of it. UserError if cases are bad."""
   _read_given(settings)
   found, lines = find(settings, progress)
-  cases = found.cases
   if settings.folds_file:
-    _split(cases, settings, None)
-  for line in lines if processes.first() else ():
+    _split(found.cases, settings, None)
+  cases, on_labels = settle(settings, found.cases, progress)
+  for line in lines + on_labels if processes.first() else ():
     tell(line)
   entries, bad = prepare(settings, cases, progress, tell)
   bad = found.errors + bad

@@ -132,9 +132,9 @@ def build_entry(
   arrays, voxels = {}, None
   if seg is not None:
     try:
-      classes = labels.to_classes(seg.data, case.label_map[1])
+      classes = labels.to_classes(seg.data, case.label_map[1], seg.step)
     except ValueError as e:
-      remedy = "Correct the file, or set the label convention that this data set has."
+      remedy = "Correct the file, or set data.labels to what this data set's labels mean."
       errors.append(CaseError(case.name, case.seg, str(e), remedy))
   if errors:
     return None, errors

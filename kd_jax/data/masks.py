@@ -1,13 +1,10 @@
-"""Folders of segmentations: the case of each, by its name, and what its numbers mean."""
+"""Folders of segmentations: the case of each, by its name."""
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from kd_jax.data import nifti
 from kd_jax.data.own_masks import written_by_us
 from kd_jax.data.walk import walk
 from kd_jax.runtime.errors import UserError
@@ -50,23 +47,6 @@ def find_masks(root: Path, words: tuple[str, ...]) -> dict[str, Path]:
     )
   maps = {name for name in found if _MAP.search(name) and _MAP.sub("", name) in found}
   return {name: found[name] for name in sorted(found.keys() - maps)}
-
-
-def guess_convention(paths: Iterable[Path], progress: Callable[..., None]) -> str:
-  """The label convention of a whole data set, by the labels that occur in it.
-
-  3 without 4 is ET of 2023, 4 without 3 is ET of 2018-2021, both are ET and cavity of 2024.
-  Skips files that cannot be read: scoring reports them.
-  """
-  paths, seen = list(paths), set()
-  for done, path in enumerate(paths, 1):
-    try:
-      values = np.unique(nifti.read(path).data)
-      seen |= {int(value) for value in np.rint(values) if value in (3, 4)}
-    except ValueError:
-      pass
-    progress(done, len(paths), path.name)
-  return {(3, 4): "brats2024", (4,): "brats2018"}.get(tuple(sorted(seen)), "brats2023")
 
 
 def _label_maps(root: Path) -> Iterator[Path]:

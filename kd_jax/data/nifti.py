@@ -71,6 +71,12 @@ class Volume:
     d, h, w = (float(mm) for mm in np.linalg.norm(self.affine[:3, :3], axis=0))
     return d, h, w
 
+  @property
+  def step(self) -> float:
+    """The least difference of two voxels where the file scales integers to less than 1; else 0."""
+    slope = abs(self.header.get_slope_inter()[0] or 0.0)
+    return slope if slope < 1 and self.header.get_data_dtype().kind in "iu" else 0.0
+
 
 def apart_mm(shape: Sequence[int], one: np.ndarray, other: np.ndarray) -> float:
   """How far apart two affines (4, 4) place a corner of a volume, at most, in mm.

@@ -37,7 +37,7 @@ class Subject:
   Attributes:
     name: the case's name, or its digest.
     patient: the patient's id, or its digest.
-    convention: of its label map, a key of labels.CONVENTIONS.
+    convention: of its label map, see labels.canonical.
     images: modality -> content_hash, and "MODALITY (without specks)" where it has some.
   """
 

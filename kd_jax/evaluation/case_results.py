@@ -3,13 +3,15 @@
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kd_jax.data import nifti
 from kd_jax.data.cases import Case
-from kd_jax.metrics.case import HD95_OF_EMPTY, score_case
+from kd_jax.data.conventions import Reading
+from kd_jax.metrics.case import empty_hd95, score_case
 from kd_jax.runtime import processes
 from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.tasks import labels
@@ -34,37 +36,74 @@ class CaseResults:
     return np.frombuffer(zlib.decompress(content), np.uint8).reshape(shape)
 
 
-def score_against(case: Case, predicted: np.ndarray, scan: nifti.Volume) -> dict[str, float]:
-  """Scores (D, H, W) classes in a scan's space against its label map. CaseError if it is unfit."""
+def score_against(
+  case: Case, predicted: np.ndarray, scan: nifti.Volume, mask: Path | None = None
+) -> dict[str, float]:
+  """Scores one case.
+
+  Args:
+    case: with a label map.
+    predicted: (D, H, W) classes.
+    scan: the volume that they belong to.
+    mask: the file that they come from, which is then to blame where it lies in another space than
+      the label map; None for a student's, where the label map is.
+
+  Raises:
+    CaseError: the label map cannot be used, or they do not lie in one space.
+  """
   path, convention = case.label_map
   try:
     truth = nifti.read(path)
-    if truth.data.shape != predicted.shape:
-      raise ValueError(f"its shape {truth.data.shape} is not the image's {predicted.shape}")
-    apart = nifti.apart_mm(predicted.shape, truth.affine, scan.affine)
-    if apart > nifti.SAME_SPACE_MM:
-      raise ValueError(f"its affine is not the image's: they lie up to {apart:.3g} mm apart")
-    classes = labels.to_classes(truth.data, convention)
+    classes = labels.to_classes(truth.data, convention, truth.step)
   except ValueError as e:
-    remedy = "Correct the file, or set --labels to the year's convention."
+    remedy = "Correct the file, or say with --labels what its numbers mean."
     raise CaseError(case.name, path, str(e), remedy) from e
-  return score_case(predicted, classes, truth.voxel_mm, HD95_OF_EMPTY[convention])
+  if difference := _other_space(*((scan, truth) if mask else (truth, scan))):
+    if mask:
+      finding = f"{difference} of the truth {path}"
+      remedy = "Write the mask on the truth's voxel grid (nearest neighbour, if you resample it)."
+      raise CaseError(case.name, mask, finding, remedy)
+    remedy = "The label map must lie on the voxel grid of the case's images."
+    raise CaseError(case.name, path, f"{difference} of the image", remedy)
+  return score_case(predicted, classes, truth.voxel_mm, empty_hd95(convention))
+
+
+def _other_space(volume: nifti.Volume, other: nifti.Volume) -> str:
+  """How a volume's grid differs from another one's; "" if it does not."""
+  if volume.data.shape != other.data.shape:
+    return f"its shape {volume.data.shape} is not the {other.data.shape}"
+  apart = nifti.apart_mm(volume.data.shape, volume.affine, other.affine)
+  if apart <= nifti.SAME_SPACE_MM:
+    return ""
+  return f"it does not lie in one space with its counterpart: up to {apart:.3g} mm off that"
 
 
 def packed(classes: np.ndarray) -> tuple[tuple[int, ...], bytes]:
   return classes.shape, zlib.compress(np.ascontiguousarray(classes).data, 1)
 
 
-def data_facts(cases: Sequence[Case], scored: CaseResults) -> dict[str, Any]:
+def data_facts(cases: Sequence[Case], scored: CaseResults, reading: Reading) -> dict[str, Any]:
+  """Facts on the cases that were scored, and on how their label maps were read."""
   done = [case for case in cases if case.name in scored.scores]
   return {
     "patients": len({case.patient for case in done}),
-    "conventions": sorted({case.convention for case in done}),
+    "conventions": sorted({case.convention for case in done if case.convention}),
+    "dropped_labels": reading.dropped_in(scored.scores),
   }
+
+
+def check_any(scores: Mapping[str, Any], failed: Mapping[str, str]) -> None:
+  """UserError if no case at all could be scored: a report of nothing is none."""
+  if not scores:
+    raise UserError(f"no case could be scored, so no report is written:\n{_listed(failed)}")
 
 
 def check_complete(summary: Mapping[str, Any]) -> None:
   """UserError if a case could not be scored: it must not get lost among the means."""
   if failed := summary["failed"]:
-    lines = "\n".join(f"  {name}: {why}" for name, why in failed.items())
-    raise UserError(f"{len(failed)} cases could not be scored and are in no mean:\n{lines}")
+    listed = _listed(failed)
+    raise UserError(f"{len(failed)} cases could not be scored and are in no mean:\n{listed}")
+
+
+def _listed(failed: Mapping[str, str]) -> str:
+  return "\n".join(f"  {name}: {why}" for name, why in failed.items())

@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from kd_jax.data import conventions
 from kd_jax.data import folds as folds_lib
 from kd_jax.data.cases import Case
+from kd_jax.data.conventions import Reading
 from kd_jax.data.dataset import under_root
+from kd_jax.data.label_contents import existing_memory
 from kd_jax.evaluation import summary as scores_lib
+from kd_jax.evaluation.choice import Choice
 from kd_jax.evaluation.compare import Scores, read_scores
-from kd_jax.evaluation.students import Choice, evaluate
+from kd_jax.evaluation.students import evaluate
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.prediction.student import Student
 from kd_jax.report.illustrate import illustrate
@@ -80,7 +84,16 @@ def cross_validate(
   if missing := [run.name for run in runs if not validation_summary(run).exists()]:
     terminal.line(f"not yet done: {', '.join(missing)}; scores of all folds come with the last one")
     return None
-  return _gather(runs, settings, workdir, terminal) if processes.first() else None
+  cases, reading = conventions.settle(
+    under_root(settings.data).cases,
+    Path(settings.data.root),
+    settings.data.labels,
+    "--config.data.labels",
+    terminal.progress("looking at the labels"),
+    lambda line: None,  # the folds have told
+    existing_memory(Path(settings.data.cache)),
+  )
+  return _gather(runs, settings, workdir, cases, reading, terminal) if processes.first() else None
 
 
 def _common_folds(settings: Settings, workdir: Path) -> str:
@@ -98,7 +111,12 @@ def _common_folds(settings: Settings, workdir: Path) -> str:
 
 
 def _gather(
-  runs: Sequence[Path], settings: Settings, workdir: Path, terminal: Terminal
+  runs: Sequence[Path],
+  settings: Settings,
+  workdir: Path,
+  cases: Sequence[Case],
+  reading: Reading,
+  terminal: Terminal,
 ) -> dict[str, Any]:
   """The out-of-fold scores of all cases."""
   scores: Scores = {}
@@ -116,7 +134,6 @@ def _gather(
     run_of |= dict.fromkeys(own, run)
   scores = {name: scores[name] for name in sorted(scores)}
   students = [open_student(run) for run in runs]
-  cases = under_root(settings.data).cases
   scored = [case for case in cases if case.name in scores]
   failed = {name: why for s in summaries for name, why in s["failed"].items()}
   summary = scores_lib.summarise(
@@ -128,7 +145,8 @@ def _gather(
       "split": "out of fold",
       "folds": len(runs),
       "patients": len({case.patient for case in scored}),
-      "conventions": sorted({case.convention for case in scored}),
+      "conventions": sorted({case.convention for case in scored if case.convention}),
+      "dropped_labels": reading.dropped_in(scores),
     },
     failed=failed,
     notes=[
@@ -136,6 +154,7 @@ def _gather(
       "to validation) was chosen by scores on the fold's own validation cases, so the scores are "
       "slightly optimistic",
       *_unscored(cases, scores.keys() | failed.keys()),
+      *reading.notes(scores),
     ],
     prediction=_prediction(summaries),
   )

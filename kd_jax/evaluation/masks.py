@@ -3,23 +3,31 @@
 import functools
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kd_jax.data import conventions as conventions_lib
 from kd_jax.data import masks, nifti
 from kd_jax.data.cases import Case, search
 from kd_jax.evaluation import summary as scores_lib
-from kd_jax.evaluation.case_results import CaseResults, data_facts, packed, score_against
+from kd_jax.evaluation.case_results import (
+  CaseResults,
+  check_any,
+  data_facts,
+  packed,
+  score_against,
+)
 from kd_jax.report.illustrate import illustrate
 from kd_jax.runtime import child_processes, processes
 from kd_jax.runtime.errors import CaseError, UserError, some
 from kd_jax.runtime.files import check_folder
 from kd_jax.runtime.terminal import Terminal
 from kd_jax.tasks import labels
+from kd_jax.tasks.names import parse_name
 
 Job = tuple[Case, Path, str]  # a truth, the file to score, the convention of its labels
 _WORTH_PROCESSES = 6  # jobs: starting a process takes as long as scoring a few cases
@@ -35,26 +43,88 @@ def evaluate_masks(
   """Scores a folder of masks against a folder of truths, matched by name.
 
   Args:
-    conventions: of the truths' labels and of the predictions'; "auto" judges the truths by their
-      names or labels, and takes the predictions to be written alike.
+    conventions: of the truths' labels and of the predictions'; for "auto" see
+      conventions.decide: without a sign of another one, predictions are written as the truths are.
     output: None for runs/evaluation/NAME.
 
   Raises:
-    UserError: nothing to score. A truth without a prediction is a case that could not be scored.
+    UserError: nothing to score, or labels of unknown meaning. A truth without a prediction is a
+      case that could not be scored.
   """
   folder = output or Path("runs/evaluation") / predictions.resolve().name
   check_folder(folder)
-  cases = _truths(truth, conventions[0], terminal)
+  cases, reading = _truths(truth, conventions[0], terminal)
   found = masks.find_masks(predictions, masks.PREDICTION)
-  jobs = [
-    (case, found[case.name], case.label_map[1] if conventions[1] == "auto" else conventions[1])
-    for case in cases
-    if case.name in found
-  ]
   results = CaseResults()
   for case in cases:
-    if case.name not in found:
+    if case.seg is None:
+      results.failed[case.name] = f"no label map in {case.folder}; add it, or take the case away"
+    elif case.name not in found:
       results.failed[case.name] = f"no prediction in {predictions}"
+  pairs = {case.name: case for case in cases if case.seg and case.name in found}
+  if not pairs:
+    raise UserError(
+      f"no prediction fits a truth: {truth} has {some([case.name for case in cases])}; "
+      f"{predictions} has {some(list(found))}"
+    )
+  predicted = _predicted(pairs, found, predictions, conventions[1], terminal)
+  jobs = {name: (case, found[name], predicted.conventions[name]) for name, case in pairs.items()}
+  results = _score(list(jobs.values()), results, terminal)
+  check_any(results.scores, results.failed)
+  scored = results.scores
+  notes = [f"truths: {note}" for note in reading.notes(scored)]
+  notes += [f"predictions: {note}" for note in predicted.notes(scored)]
+  if extra := sorted(found.keys() - {case.name for case in cases}):
+    notes.append(f"{len(extra)} predictions have no truth: {some(extra)}")
+  summary = scores_lib.summarise(
+    f"{predictions.name} against {truth.name}",
+    scored,
+    data={
+      "root": str(truth),
+      "predictions": str(predictions),
+      **data_facts(cases, results, reading),
+      "prediction_conventions": sorted({predicted.conventions[name] for name in scored}),
+      "dropped_prediction_labels": predicted.dropped_in(scored),
+    },
+    failed=results.failed,
+    notes=notes,
+  )
+  if processes.first():
+
+    def mask(case: Case) -> np.ndarray:
+      if case.name not in results.masks:  # another process scored it
+        _, results.masks[case.name] = _score_mask(*jobs[case.name])
+      return results.mask(case)
+
+    shown = illustrate(folder, scored, mask, cases, ("t1ce",), terminal)
+    scores_lib.write(folder, summary, scored, shown, {}, terminal)
+  processes.wait()
+  return summary
+
+
+def _predicted(
+  truths: Mapping[str, Case],
+  found: Mapping[str, Path],
+  root: Path,
+  convention: str,
+  terminal: Terminal,
+) -> conventions_lib.Reading:
+  """How the labels of the predictions that have a truth are read."""
+  reading = conventions_lib.decide(
+    {name: found[name] for name in truths},
+    {name: case.convention for name, case in truths.items()},
+    root,
+    convention,
+    "--prediction_labels",
+    terminal.progress("looking at the labels of the predictions"),
+    alike=True,
+  )
+  _tell("predictions", reading, truths, terminal)
+  return reading
+
+
+def _score(jobs: Sequence[Job], results: CaseResults, terminal: Terminal) -> CaseResults:
+  """With what comes of the jobs, which several processes share out."""
   progress = terminal.progress("scoring")
   own = processes.share(jobs)
   for done, (name, outcome) in enumerate(_score_all(own), 1):
@@ -63,34 +133,7 @@ def evaluate_masks(
     except CaseError as e:
       results.failed[name] = e.reason
     progress(done, len(own), name)
-  results = results.together()
-  if not results.scores and not jobs:
-    raise UserError(
-      f"no prediction fits a truth: {truth} has {some([case.name for case in cases])}; "
-      f"{predictions} has {some(list(found))}"
-    )
-  notes = []
-  if extra := sorted(found.keys() - {case.name for case in cases}):
-    notes.append(f"{len(extra)} predictions have no truth: {some(extra)}")
-  summary = scores_lib.summarise(
-    f"{predictions.name} against {truth.name}",
-    results.scores,
-    data={"root": str(truth), "predictions": str(predictions), **data_facts(cases, results)},
-    failed=results.failed,
-    notes=notes,
-  )
-  if processes.first():
-    job_of = {job[0].name: job for job in jobs}
-
-    def mask(case: Case) -> np.ndarray:
-      if case.name not in results.masks:  # another process scored it
-        _, results.masks[case.name] = _score_mask(*job_of[case.name])
-      return results.mask(case)
-
-    shown = illustrate(folder, results.scores, mask, cases, ("t1ce",), terminal)
-    scores_lib.write(folder, summary, results.scores, shown, {}, terminal)
-  processes.wait()
-  return summary
+  return results.together()
 
 
 def _score_all(jobs: Sequence[Job]) -> Iterator[tuple[str, Callable]]:
@@ -114,26 +157,54 @@ def _score_mask(case: Case, path: Path, convention: str) -> tuple[dict[str, floa
   """In a worker process: the scores of one file, and its classes, packed."""
   try:
     volume = nifti.read(path)
-    predicted = labels.to_classes(volume.data, convention)
+    predicted = labels.to_classes(volume.data, convention, volume.step)
   except ValueError as e:
-    remedy = "Correct the file, or set --prediction_labels to the convention it is written in."
+    remedy = "Correct the file, or say with --prediction_labels what its numbers mean."
     raise CaseError(case.name, path, str(e), remedy) from e
-  return score_against(case, predicted, volume), packed(predicted)
+  return score_against(case, predicted, volume, path), packed(predicted)
 
 
-def _truths(root: Path, convention: str, terminal: Terminal) -> list[Case]:
-  """BraTS cases with their images, or loose label maps."""
+def _truths(
+  root: Path, convention: str, terminal: Terminal
+) -> tuple[list[Case], conventions_lib.Reading]:
+  """BraTS cases with their images, or loose label maps; and how their labels are read."""
   if not root.is_dir():
     raise UserError(f"no folder {root}")
-  try:
-    cases = [case for case in search(root, convention).cases if case.seg]
-  except UserError:
-    cases = []
-  if cases:
-    return cases
-  found = masks.find_masks(root, masks.TRUTH)
-  if convention == "auto":
-    progress = terminal.progress("looking at the labels")
-    convention = masks.guess_convention(found.values(), progress)
-    terminal.line(f"labels are read as {convention}; --labels says otherwise")
-  return [Case(name, name, path.parent, {}, path, convention) for name, path in found.items()]
+  cases = search(root, convention).cases
+  if not any(case.seg for case in cases):
+    loose = _without_images(root, masks.find_masks(root, masks.TRUTH))
+    cases = [
+      Case(name, name, path.parent, {}, path, labels.by_name(name, None))
+      for name, path in loose.items()
+    ]
+  cases, reading = conventions_lib.settle(
+    cases,
+    root,
+    convention,
+    "--labels",
+    terminal.progress("looking at the labels"),
+    lambda line: None,
+  )
+  _tell("truths", reading, reading.conventions, terminal)
+  return cases, reading
+
+
+def _without_images(root: Path, found: dict[str, Path]) -> dict[str, Path]:
+  """Without files that are images by their names."""
+  kinds = {name: parse_name(path.name) for name, path in found.items()}
+  kept = {n: p for n, p in found.items() if (kind := kinds[n]) is None or kind.kind == "seg"}
+  if not kept:
+    raise UserError(
+      f"{root} has images and no label map ({some([path.name for path in found.values()])}); "
+      "add the label maps, named for instance CASE_seg.nii.gz"
+    )
+  return kept
+
+
+def _tell(
+  what: str, reading: conventions_lib.Reading, names: Collection[str], terminal: Terminal
+) -> None:
+  """How a side's label maps are read; what speaks against it stands in the summary's notes too."""
+  if processes.first():
+    for line in (*reading.lines, *(f"warning: {note}" for note in reading.notes(names))):
+      terminal.line(f"{what}: {line}")

@@ -5,7 +5,7 @@ the means, all that a reader needs to judge them:
 
   title, created        what was scored, when (UTC)
   students              source, name, modalities, step, sha256 of each; [] for masks of elsewhere
-  data                  root, split, fold, folds, cases, patients, conventions
+  data                  root, split, fold, folds, cases, patients, conventions, dropped_labels
   failed, excluded      case -> reason; they are in no mean
   notes                 sentences that belong to the numbers
   prediction            inference settings
@@ -28,7 +28,7 @@ from typing import Any
 
 from kd_jax import __version__
 from kd_jax.evaluation import intervals as statistics
-from kd_jax.metrics.case import HD95_OF_EMPTY, HD95_RULE, LESIONWISE_RULE, METRICS, columns
+from kd_jax.metrics.case import HD95_RULE, LESIONWISE_RULE, METRICS, columns, empty_hd95
 from kd_jax.metrics.volumetric import EMPTY_MASK_RULE, SLICE_DICE_NOTE
 from kd_jax.prediction.student import Student
 from kd_jax.report.illustrate import Illustrated
@@ -88,7 +88,7 @@ def summarise(
 
 def rules(conventions: Sequence[str]) -> dict[str, str]:
   """The definitions that the scores follow."""
-  penalties = sorted({HD95_OF_EMPTY[convention] for convention in conventions})
+  penalties = sorted({empty_hd95(convention) for convention in conventions})
   one_empty = " or ".join(f"{mm:g}" for mm in penalties) or "the year's penalty"
   return {
     "space": "masks are compared voxel by voxel in the scan's own space",

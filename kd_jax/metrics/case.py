@@ -19,7 +19,7 @@ class Masks(NamedTuple):
     voxel_mm: edges of a voxel.
     outside: background voxels of both that were cropped from the scan.
     surfaces, lesions: of the two masks.
-    hd95_of_empty: see HD95_OF_EMPTY.
+    hd95_of_empty: see empty_hd95.
   """
 
   predicted: np.ndarray
@@ -143,9 +143,14 @@ LESIONWISE_RULE = (
   "dilations are one, those of at most 50 mm3 are ignored, a missed lesion and a false component "
   "of any size count with Dice 0 and HD95 374 mm"
 )
-# HD95 in mm where one mask is empty, by label convention: the rule of 2017-2022 is the diagonal of
-# the scan, 373.13; BraTS 2023 writes 374.
-HD95_OF_EMPTY = {"brats2018": 373.13, "brats2023": 374.0, "brats2024": 374.0}
+
+
+def empty_hd95(convention: str) -> float:
+  """HD95 in mm where one mask is empty, for truths of a label convention.
+
+  The rule of 2017-2022 is the diagonal of the scan; BraTS 2023 writes 374, as all others do here.
+  """
+  return 373.13 if convention == "brats2018" else 374.0
 
 
 def columns() -> list[str]:
@@ -164,7 +169,7 @@ def score_case(
   Args:
     predicted, truth: (D, H, W) classes 0..3 in the scan's own space.
     voxel_mm: edges of a voxel along D, H, W.
-    hd95_of_empty: hd95_mm where one mask is empty, see HD95_OF_EMPTY. (The lesion-wise HD95 always
+    hd95_of_empty: hd95_mm where one mask is empty, see empty_hd95. (The lesion-wise HD95 always
       has the 374 mm of its definition.)
 
   Returns:

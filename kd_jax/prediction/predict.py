@@ -36,7 +36,7 @@ class Output:
 
   Attributes:
     folder: where.
-    convention: what the numbers in the masks mean, a key of labels.CONVENTIONS.
+    convention: what the numbers in the masks mean, see labels.canonical.
     probabilities: write maps of WT, TC and ET too.
     overwrite: replace files that this program has not written, or that were changed since.
   """

@@ -84,7 +84,7 @@ def segment_file(
 
   Args:
     mask: the file, .nii.gz or .nii; one that is there already is replaced.
-    convention: what the numbers in it mean, a key of labels.CONVENTIONS.
+    convention: what the numbers in it mean, see labels.canonical.
 
   Raises:
     UserError: as segment; or the mask would overwrite a file of the scan, or cannot be written.

@@ -35,7 +35,7 @@ from kd_jax.settings import record
 from kd_jax.settings.inference import InferenceSettings
 from kd_jax.settings.model import check_network, check_patch, multiple
 from kd_jax.settings.schema import build
-from kd_jax.tasks.labels import CLASSES, Convention
+from kd_jax.tasks.labels import CLASSES, canonical
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -98,7 +98,7 @@ def read(folder: Path) -> Student:
     framework = architecture.framework()
     name, digest = str(model["name"]), str(model["weights"]["sha256"])
     training, scores = dict(model["training"]), model["scores"]
-    build(Convention, training["convention"], "training.convention")
+    training["convention"] = canonical(training["convention"])
     if scores is not None:
       scores = dict(scores)
   except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as e:

@@ -44,7 +44,7 @@ def illustrate(
     case = by_name[name]
     path, convention = case.label_map
     seg = nifti.read(path)
-    truth = labels.to_classes(seg.data, convention)
+    truth = labels.to_classes(seg.data, convention, seg.step)
     classes = predicted(case)
     modality = next((m for m in (*modalities, *case.images) if m in case.images), None)
     scan = nifti.read(case.images[modality]) if modality else None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.data import nifti
+from kd_jax.data import conventions, nifti
 from kd_jax.data.cases import Case
 from kd_jax.data.scans import find_scans
 from kd_jax.prediction.predictor import Predictor
@@ -34,6 +34,9 @@ def visualize(
   cases, failed, notes = find_scans(path, predictor.modalities, patterns)
   for note in notes:
     terminal.line(note)
+  looking = terminal.progress("looking at the labels")
+  root = path if path.is_dir() else path.parent
+  cases, _ = conventions.settle(cases, root, labels.AUTO, "", looking, terminal.line)
   progress = terminal.progress("drawing")
   for done, case in enumerate(cases, 1):
     try:
@@ -56,7 +59,8 @@ def _draw(
   if case.seg:
     try:
       seg, seg_convention = case.label_map
-      truth = labels.to_classes(nifti.read(seg).data, seg_convention)
+      volume = nifti.read(seg)
+      truth = labels.to_classes(volume.data, seg_convention, volume.step)
     except ValueError as e:
       raise CaseError(case.name, case.seg, str(e), "Correct the file, or take it away.") from e
   maps = {"prediction": predicted} | ({} if truth is None else {"truth": truth})

@@ -38,8 +38,9 @@ class CaseError(UserError):
 
   @property
   def reason(self) -> str:
-    """What is wrong, without the case's name."""
-    return f"{self.finding} ({self.file})" if self.file else self.finding
+    """What is wrong and what to do, without the case's name."""
+    where = f"{self.finding} ({self.file})" if self.file else self.finding
+    return f"{where}. {self.remedy}" if self.remedy else where
 
   def __str__(self) -> str:
     where = f" ({one_line(self.file)})" if self.file else ""

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from kd_jax.settings.paths import PathName
-from kd_jax.settings.schema import FREE, Range, Readable
-from kd_jax.tasks.labels import Convention
+from kd_jax.runtime.errors import ConfigError
+from kd_jax.settings.constraints import PathName, Range, Readable
+from kd_jax.settings.schema import FREE
+from kd_jax.tasks.labels import AUTO, canonical
 from kd_jax.tasks.names import parse_patterns
 
 PATH = PathName()
@@ -63,8 +64,11 @@ class DataSettings:
 
   root: Annotated[str, PATH, FREE, "folder of cases, in any BraTS year's layout"]
   labels: Annotated[
-    Literal["auto", Convention], "what the numbers in label maps mean; `auto`: by file names"
-  ] = "auto"
+    str,
+    "what the numbers in label maps mean: a year such as `brats2021`, `msd`, `brats-ped`, or a "
+    'mapping such as `{"NCR": 2, "ED": 1, "ET": 3}`; `auto`: by what is said, named and held in '
+    "the files",
+  ] = AUTO
   names: Annotated[
     str, NAMES, FREE, 'which file names mean which sequence, as JSON: `{"t1ce": "*post*"}`'
   ] = ""
@@ -95,6 +99,13 @@ class DataSettings:
     int, Range(0, 100_000), FREE, "write so many demonstration cases to root first"
   ] = 0
   demo_seed: Annotated[int, SEED, "of the demonstration cases"] = 0
+
+  def __post_init__(self) -> None:
+    try:  # one text for all that mean the same, as records are compared
+      said = canonical(self.labels, auto=True)
+    except ConfigError as e:
+      raise ConfigError(f"data.labels: {e}") from e
+    object.__setattr__(self, "labels", said)
 
   @property
   def cache_settings(self) -> CacheSettings:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
-from kd_jax.settings.schema import FREE, Before, OrUnset, Range
+from kd_jax.settings.constraints import OrUnset, Range
+from kd_jax.settings.schema import FREE, Before
 
 BY_VALIDATION = -1.0  # in a run's settings: the threshold that is best on its validation cases
 _MM3 = OrUnset(BY_VALIDATION, Range(0, 1e6))

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from kd_jax.settings.constraints import Distinct, Range
 from kd_jax.settings.model import FusionLevel, Level
-from kd_jax.settings.schema import Distinct, Range
 from kd_jax.tasks.labels import Region
 
 WEIGHT = Range(0, 1e6)

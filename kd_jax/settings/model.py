@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, NamedTuple, get_args
 
 from kd_jax.runtime.errors import ConfigError
-from kd_jax.settings.schema import Before, Distinct, Pattern, Range
+from kd_jax.settings.constraints import Distinct, Pattern, Range
+from kd_jax.settings.schema import Before
 from kd_jax.tasks.names import Modality
 
 # Deep supervision and fusion: level k has the resolution 1 / 2^k.

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from kd_jax.runtime.errors import ConfigError
 from kd_jax.settings import schema
+from kd_jax.settings.constraints import Pattern, Range
 from kd_jax.settings.data import AugmentSettings, DataSettings
 from kd_jax.settings.inference import InferenceSettings
 from kd_jax.settings.method import ConfidenceSettings, LossSettings
@@ -20,7 +21,7 @@ from kd_jax.settings.model import (
   check_network,
   check_patch,
 )
-from kd_jax.settings.schema import FREE, Pattern, Range
+from kd_jax.settings.schema import FREE
 from kd_jax.settings.training import OptimSettings, TrainSettings
 from kd_jax.tasks.labels import REGIONS
 

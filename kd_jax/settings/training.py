@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from kd_jax.settings.schema import FREE, Range
+from kd_jax.settings.constraints import Range
+from kd_jax.settings.schema import FREE
 
 GROUPS = ("teachers", "student")  # of parameters: each has an optimiser
 SHARE, DECAY, POSITIVE, COUNT = (

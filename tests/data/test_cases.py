@@ -319,7 +319,7 @@ def test_masks_that_predict_wrote_are_no_images(tmp_path):
   for folder, names in ((tmp_path, ["Q.nii.gz", "Q_WT.nii.gz"]), (tmp_path / "P1", ["P1.nii.gz"])):
     entry = Entry({}, dict.fromkeys(names, "0" * 64))
     Journal(folder).note("x", entry)
-    write_record(folder, {})
+    write_record(folder, {"labels": "brats2018"})
   found = search(tmp_path)
   assert [case.name for case in found.cases] == ["P1"]
   assert not found.errors and not found.unused

@@ -18,12 +18,11 @@ def quiet(label):
 
 
 def prepare(tmp_path, **more):
-  """(ready cases, bad cases, lines that were told)."""
-  told = []
+  """(ready cases, bad cases, what is said of names)."""
   own = settings(tmp_path, **more)
   found, lines = dataset.find(own, quiet)
-  entries, bad = dataset.prepare(own, found.cases, quiet, told.append)
-  return sorted(entries), [error.case for error in found.errors + bad], lines + told
+  entries, bad = dataset.prepare(own, found.cases, quiet)
+  return sorted(entries), [error.case for error in found.errors + bad], lines
 
 
 def test_images_that_are_no_cases_are_bad_and_files_beside_cases_are_told(tmp_path):

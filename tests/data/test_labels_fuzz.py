@@ -89,3 +89,26 @@ def test_what_is_written_reads_back_as_it_was(classes, convention):
 def test_other_years_are_refused_with_the_known_ones(name):
   with pytest.raises(ConfigError, match="known: brats2018, brats2023, brats2024"):
     canonical(name)
+
+
+@pytest.mark.parametrize("largest", [1, 2, 4, 255])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i2"])
+def test_labels_on_the_scale_of_an_image(largest, dtype):
+  """Some tools scale 0..largest to the whole range of the type, so that 1 becomes 1.00392."""
+  slope = largest / np.iinfo(dtype).max
+  wanted = np.resize([label for label in (0, 1, 2, 4) if label <= largest], (4, 1, 1))
+  raw = bytearray(nib.Nifti1Image(np.rint(wanted / slope).astype(dtype), AFFINE).to_bytes())
+  raw[112:120] = np.array([slope, 0], "<f4").tobytes()
+  volume = nifti.decode(bytes(raw))
+  assert volume.step == pytest.approx(slope if slope < 1 else 0)
+  classes = to_classes(volume.data, "brats2018", volume.step)
+  np.testing.assert_array_equal(from_classes(classes, "brats2018"), wanted)
+
+
+@pytest.mark.parametrize("value", [1.02, 0.98, 1.5])
+def test_numbers_between_the_labels_are_no_labels(value):
+  """More than half a step away, or stored as floats, which have no step."""
+  with pytest.raises(ValueError, match=f"{value}"):
+    to_classes(np.array([0, value], np.float32), "brats2018", 4 / 255)
+  with pytest.raises(ValueError, match=r"1\.00392"):
+    to_classes(np.array([0, 256 / 255], np.float32), "brats2018")

@@ -12,9 +12,10 @@ from runs import make_data, make_run
 from kd_jax.data import folds
 from kd_jax.data.cases import find_cases
 from kd_jax.evaluation import cross_validate as cross_validate_lib
+from kd_jax.evaluation.choice import Choice
 from kd_jax.evaluation.compare import compare
 from kd_jax.evaluation.cross_validate import cross_validate
-from kd_jax.evaluation.students import Choice, evaluate
+from kd_jax.evaluation.students import evaluate
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.runs.students import open_students
 from kd_jax.runtime.errors import ConfigError, UserError

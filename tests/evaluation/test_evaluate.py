@@ -13,8 +13,9 @@ from runs import make_data, make_run
 from synthetic import LARGE, make_case, seg, write
 
 from kd_jax.evaluation.case_results import check_complete
+from kd_jax.evaluation.choice import Choice
 from kd_jax.evaluation.masks import evaluate_masks
-from kd_jax.evaluation.students import Choice, evaluate
+from kd_jax.evaluation.students import evaluate
 from kd_jax.metrics.case import columns
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.prediction.student_directory import export

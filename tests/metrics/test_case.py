@@ -8,7 +8,7 @@ import pytest
 
 from kd_jax.data import nifti
 from kd_jax.metrics import volumetric
-from kd_jax.metrics.case import HD95_OF_EMPTY, METRICS, columns, score_case
+from kd_jax.metrics.case import METRICS, columns, empty_hd95, score_case
 from kd_jax.metrics.lesions import lesion_scores
 from kd_jax.metrics.surface import hd95_mm, nsd, surface_pair
 from kd_jax.tasks.labels import CONVENTIONS, REGIONS
@@ -105,7 +105,7 @@ def test_the_crop_gives_what_the_whole_volume_gives(voxel_mm, order):
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_empty_masks(convention):
-  penalty = HD95_OF_EMPTY[convention]
+  penalty = empty_hd95(convention)
   assert penalty == (373.13 if convention == "brats2018" else 374)
   none, (_, truth) = np.zeros((24, 30, 20), np.uint8), case()
   best = {m: 1 if better == "higher" else 0 for m, (_, better, *_) in METRICS.items()}

@@ -13,7 +13,8 @@ from scipy import ndimage
 from students import make_student
 from synthetic import LARGE, make_case
 
-from kd_jax.evaluation.students import Choice, evaluate
+from kd_jax.evaluation.choice import Choice
+from kd_jax.evaluation.students import evaluate
 from kd_jax.metrics.volumetric import dice, region_mask, volume_mm3
 from kd_jax.prediction.postprocess import (
   COMPONENT_MM3,

@@ -119,6 +119,22 @@ def test_resampled_in_and_back(tmp_path, terminal):
   assert dice(found > 0, head() > 900) > 0.9
 
 
+@pytest.mark.parametrize("said", ["msd", '{"NCR": 7, "ED": 5, "ET": [9, 3]}'])
+def test_masks_in_another_order(tmp_path, terminal, said):
+  """With their record, by which an evaluation knows it."""
+  scan = save(tmp_path / "scan.nii.gz", head())
+  convention, predictor = labels.canonical(said), Predictor([make_student(spacing=2.5)])
+  classes = {}
+  for name in ("brats2023", convention):
+    output = Output(tmp_path / f"out{len(classes)}", name)
+    predict(predictor, scan, output, terminal)
+    raw = np.asarray(nib.load(output.mask("scan")).dataobj)
+    classes[name] = labels.to_classes(raw, name)
+    assert json.loads((output.folder / "predict.json").read_text())["labels"] == name
+  assert len(np.unique(classes[convention])) > 2
+  np.testing.assert_array_equal(*classes.values())
+
+
 def test_probability_maps(tmp_path, terminal):
   scan = save(tmp_path / "scan.nii.gz", head())
   output = Output(tmp_path / "out", "brats2018", probabilities=True)

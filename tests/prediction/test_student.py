@@ -42,6 +42,21 @@ def test_what_is_exported_comes_back(shared):
   ]
 
 
+@pytest.mark.parametrize("convention", ["msd", '{"NCR": 1, "ED": 3, "ET": 2}'])
+def test_a_student_keeps_the_label_convention_of_its_data(tmp_path, convention):
+  student = make_student()
+  own = dataclasses.replace(student, training=student.training | {"convention": convention})
+  export(own, tmp_path)
+  assert open_student(tmp_path).training["convention"] == convention
+
+
+@pytest.mark.parametrize("convention", ["brats1999", '{"WT": 1}', "{", 7, None])
+def test_a_student_of_an_unknown_convention_is_refused(shared, convention):
+  edit(shared, lambda model: model["training"].update(convention=convention))
+  with pytest.raises(UserError, match=r"model\.json is damaged or was edited"):
+    open_student(shared)
+
+
 def test_subjects_are_exported_as_digests(shared):
   assert "Clinic" not in (shared / "subjects.json").read_text()
   assert open_student(shared).train[0].images == {"t1ce": "ab" * 16}
@@ -272,9 +287,9 @@ def _torch(monkeypatch, load):
 
 ADVICE = (
   "Weights only load failed. This file can still be loaded, to do so you have two options, do "
-  "those steps only if you trust the source of the checkpoint. \n\t(1) ... setting `weights_only` to "
-  "`False` will likely succeed, but it can result in arbitrary code execution.\n\tWeightsUnpickler "
-  "error: Unsupported global: GLOBAL monai.networks.nets.unet.UNet was not an allowed global"
+  "those steps only if you trust the source of the checkpoint. \n\t(1) ... setting `weights_only` "
+  "to `False` will likely succeed, but it can result in arbitrary code execution.\n\t"
+  "WeightsUnpickler error: Unsupported global: GLOBAL monai.networks.nets.unet.UNet was not an allowed global"
 )
 
 

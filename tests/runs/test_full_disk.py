@@ -18,8 +18,9 @@ from test_checkpoints import DEVICE, state_of
 from kd_jax.data.cache import prepare
 from kd_jax.data.cases import find_cases
 from kd_jax.data.entry import verify_entry
+from kd_jax.evaluation.choice import Choice
 from kd_jax.evaluation.masks import evaluate_masks
-from kd_jax.evaluation.students import Choice, evaluate
+from kd_jax.evaluation.students import evaluate
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.runs.checkpoints import Checkpoints, set_aside_damaged
 from kd_jax.runs.log import RunLog, read_numbers

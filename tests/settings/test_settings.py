@@ -273,8 +273,30 @@ def test_the_page_of_settings_is_the_code_s():
 
 def test_choices_are_those_of_the_task():
   assert typing.get_args(labels.Region) == tuple(labels.REGIONS)
-  assert typing.get_args(labels.Convention) == tuple(labels.CONVENTIONS)
   assert typing.get_args(names.Modality) == names.MODALITIES
+
+
+@pytest.mark.parametrize(
+  ("said", "text"),
+  [
+    ("auto", "auto"),
+    ("brats2021", "brats2018"),
+    ("msd", "msd"),
+    ('{"ED":1, "NCR":2, "ET":3}', "msd"),
+    ('{"ET": 2, "ED": 3, "NCR": 1}', '{"NCR": 1, "ED": 3, "ET": 2}'),
+  ],
+)
+def test_label_conventions_have_one_text_in_the_record(tmp_path, said, text):
+  settings = presets.settings("brats21", {"data.labels": said})
+  assert settings.data.labels == text
+  record.write(tmp_path / "config.json", settings)
+  assert record.read(tmp_path / "config.json") == settings
+
+
+@pytest.mark.parametrize("said", ["nnunet", '{"WT": 1}', '{"NCR": 1, "ED": 1, "ET": 3}'])
+def test_label_conventions_that_do_not_exist(said):
+  with pytest.raises(ConfigError, match=r"^data\.labels: "):
+    presets.settings("brats21", {"data.labels": said})
 
 
 def test_resuming_lists_what_may_not_change(tmp_path):
