@@ -17,7 +17,7 @@ from benchmarks.ablations.records import (
   record_file,
   record_of,
 )
-from kd_jax.data import nifti, subjects
+from kd_jax.data import conventions, nifti, subjects
 from kd_jax.data.cases import Case, find_cases
 from kd_jax.data.demo import writer as demo
 from kd_jax.evaluation.case_results import CaseResults, score_against
@@ -74,7 +74,10 @@ def run(settings: Settings, folder: Path, test: Path | None) -> None:
 
 def _cases(settings: Settings, student: Student, test: Path | None) -> list[Case]:
   """The cases to score on: of a folder, or of the student's validation fold."""
-  found = find_cases(test or settings.data.root, settings.data.labels)
+  root, said = Path(test or settings.data.root), settings.data.labels
+  tell, looking = Terminal(0).line, Terminal(0).progress("looking at the labels")
+  cases = find_cases(root, said)
+  found, _ = conventions.settle(cases, root, said, "data.labels", looking, tell)
   if test:
     return found
   names = {subject.name for subject in student.val}

@@ -166,6 +166,8 @@ def _judge(
     return _judge_children(there, flag)
   if name_says is not None and name_says not in _YEARS:
     return name_says, "as the truths are"
+  if not own:
+    return name_says or "brats2023", "by names, as none of them can be read as a label map"
   by = "as the truths are" if alike else "by names and contents"
   if not there & {3, 4}:
     return name_says or "brats2023", f"{by}; no label map has ET (neither a 3 nor a 4)"

@@ -55,7 +55,8 @@ def canonical(said: str | Mapping, auto: bool = False) -> str:
   """
   if isinstance(said, Mapping):
     return _text(table_of(said))
-  name = "brats2018" if said in _SAME_AS_2018 else said
+  name = said.strip().lower() if "{" not in said else said
+  name = "brats2018" if name in _SAME_AS_2018 else name
   others = (AUTO,) if auto else ()
   if name in (*others, *CONVENTIONS):
     return name

@@ -38,6 +38,8 @@ from kd_jax.tasks.labels import canonical, from_classes, meaning, to_classes
     ({"NETC": 1, "SNFH": 2, "ET": 3}, "brats2023"),
     ({"ET": 1, "NET": 2, "CC": 3, "ED": 4}, "brats-ped"),
     ("brats2020", "brats2018"),
+    ("BraTS2021", "brats2018"),
+    ("MSD ", "msd"),
     ('{"ED": 3, "NCR": "1", "ET": 2}', '{"NCR": 1, "ED": 3, "ET": 2}'),
     # in full, a 4 that is no tumour stays said: brats2024 refuses it where no case has a 3
     (

@@ -21,6 +21,7 @@ from kd_jax.prediction.predictor import Predictor
 from kd_jax.prediction.student_directory import export
 from kd_jax.runs.students import open_student, open_students
 from kd_jax.runtime.errors import ConfigError, UserError
+from kd_jax.tasks.labels import from_classes, to_classes
 
 REAL_SCORES = Path(__file__).parents[2].parent / "shared" / "scores"
 
@@ -143,6 +144,36 @@ def test_an_exported_student_scores_alike_and_refuses_alike(place, terminal, tmp
     evaluate(predictor(tmp_path / "shared"), choice, tmp_path / "c", terminal)
   with pytest.raises(ConfigError, match="has no data of its own"):
     evaluate(predictor(tmp_path / "shared"), Choice(), tmp_path / "c", terminal)
+
+
+@pytest.mark.parametrize("convention", ["msd", "brats2023"])
+def test_the_numbers_in_label_maps_change_no_score(place, terminal, tmp_path, convention):
+  """Said by a dataset.json, or judged by the labels; the student was trained with ET = 4."""
+  data = shutil.copytree(place / "other", tmp_path / "data")
+  for file in data.glob("*/*_seg.nii.gz"):
+    write(file, from_classes(to_classes(seg(), "brats2018"), convention), LARGE)
+  if convention == "msd":
+    said = {"background": 0, "edema": 1, "non-enhancing tumor": 2, "enhancing tumour": 3}
+    (data / "dataset.json").write_text(json.dumps({"labels": said}))
+  summaries = [
+    evaluate(predictor(place / "fold0"), Choice(data_root=root), tmp_path / root.name, terminal)
+    for root in (place / "other", data)
+  ]
+  assert summaries[1]["data"]["conventions"] == [convention]
+  assert rows(tmp_path / "other").keys() == rows(tmp_path / "data").keys()
+  for metric in ("dice", "truth_mm3", "sensitivity"):
+    for region in ("WT", "TC", "ET"):
+      means = [summary["regions"][region][metric]["mean"] for summary in summaries]
+      assert means[0] == means[1]
+
+
+def test_an_evaluation_of_nothing_writes_no_report(place, terminal, tmp_path):
+  data = shutil.copytree(place / "other", tmp_path / "data")
+  for file in data.glob("*/*_seg.nii.gz"):
+    file.unlink()
+  with pytest.raises(UserError, match=r"no case could be scored(.|\n)*case50: no label map"):
+    evaluate(predictor(place / "fold0"), Choice(data_root=data), tmp_path / "out", terminal)
+  assert not (tmp_path / "out").exists()
 
 
 def test_cases_that_cannot_be_scored_are_in_no_mean(place, terminal, tmp_path):
