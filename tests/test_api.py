@@ -222,6 +222,27 @@ def test_a_student_of_two_sequences():
     both.segment(arrays | {"flair": head()[:, :, 1:]}, MM)
 
 
+@pytest.mark.parametrize("at", [(0, 0, 0), np.s_[:4, :3, -2:]])
+def test_specks_change_no_mask(student, classes, at):
+  x = head()
+  x[at] = 700
+  with pytest.warns(kd_jax.ScanWarning, match=r"t1ce array: .* outside the brain, in 1 place"):
+    np.testing.assert_array_equal(student.segment(x, MM), classes)
+
+
+@pytest.mark.parametrize(
+  ("change", "finding"),
+  [
+    (lambda x: x + 7, "background is 7 "),
+    (lambda x: np.where(x > 0, x, -1), "background is -1 "),
+    (lambda x: (x > 0) * 7 + (x % 2), "3 different values"),
+  ],
+)
+def test_arrays_that_are_no_brain_scans(student, change, finding):
+  with pytest.raises(kd_jax.CaseError, match=finding):
+    student.segment(change(head()), MM)
+
+
 def with_nan() -> np.ndarray:
   x = head().astype(np.float32)
   x[30, 30, 30:33] = np.nan

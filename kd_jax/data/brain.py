@@ -18,7 +18,9 @@ from kd_jax.runtime.arrays import bounding_box, label_sizes
 GAP_MM = 2.0
 # A part of this share of all that is not 0 stays: a hemisphere or a cerebellum (11 % of a brain)
 # that a resection or the brain extraction has cut off. An eye is 0.5 %.
+# One that nowhere holds a cube of THICK_MM is skin, or the table below the head.
 PART_SHARE = 0.05
+THICK_MM = 10.0
 _TOUCHING = np.ones((3, 3, 3), bool)
 
 
@@ -27,9 +29,9 @@ class Brain(NamedTuple):
 
   Attributes:
     mask: (D, H, W) boolean.
-    parts: voxels of each part of PART_SHARE or more, largest first; more than GAP_MM lies between.
+    parts: voxels of each large and thick part, largest first; more than GAP_MM lies between.
     specks: voxels of each speck outside, which the mask leaves out, largest first.
-    around: another part reaches around the largest one, as a scalp does.
+    around: one large part reaches around another one, as a thick scalp does.
   """
 
   mask: np.ndarray
@@ -42,7 +44,8 @@ def find_brain(x: np.ndarray, voxel_mm: tuple[float, float, float]) -> Brain:
   """The brain of one image.
 
   What lies GAP_MM apart or nearer (along each axis) is one component. The largest is brain, and so
-  are others of PART_SHARE or more, and what lies in its holes (ventricles may be cut out).
+  are others of PART_SHARE or more that hold a cube of THICK_MM, and what lies in its holes
+  (ventricles may be cut out).
 
   Args:
     x: (D, H, W), 0 outside the brain.
@@ -64,18 +67,22 @@ def find_brain(x: np.ndarray, voxel_mm: tuple[float, float, float]) -> Brain:
   labels, count = ndimage.label(grown, _TOUCHING)
   sizes = np.concatenate([[0], label_sizes(labels * inside, count)])
   main = int(sizes.argmax())
+  boxes = ndimage.find_objects(labels)
   large = sizes >= PART_SHARE * sizes.sum()
-  kept = large | _enclosed(labels, main, count)
+  for i in np.flatnonzero(large):
+    part = boxes[i - 1]
+    large[i] = i == main or _holds_cube((labels[part] == i) & inside[part], voxel_mm)
+  enclosed = _enclosed(labels, main, count)
+  kept = large | enclosed
   kept[0] = False
   brain = np.zeros_like(mask)
   brain[box] = kept[labels] & inside
-  boxes = ndimage.find_objects(labels)
-  others = [boxes[i - 1] for i in np.flatnonzero(large) if i != main]
+  others = [i for i in np.flatnonzero(large) if i != main]
   return Brain(
     brain,
     _sorted(sizes[large]),
     _sorted(sizes[(sizes > 0) & ~kept]),
-    any(_overlap(boxes[main - 1], other) > 0.5 for other in others),
+    any(enclosed[i] or _overlap(boxes[main - 1], boxes[i - 1]) > 0.5 for i in others),
   )
 
 
@@ -104,6 +111,14 @@ def _enclosed(labels: np.ndarray, main: int, count: int) -> np.ndarray:
   enclosed = np.ones(count + 1, bool)
   enclosed[np.unique(labels[air])] = False
   return enclosed
+
+
+def _holds_cube(part: np.ndarray, voxel_mm: tuple[float, float, float]) -> bool:
+  """Whether a cube of THICK_MM lies in a part."""
+  x = part.view(np.uint8)
+  for axis, mm in enumerate(voxel_mm):
+    x = ndimage.minimum_filter1d(x, max(1, round(THICK_MM / mm)), axis, mode="constant")
+  return bool(x.any())
 
 
 def _overlap(box: tuple[slice, ...], other: tuple[slice, ...]) -> float:

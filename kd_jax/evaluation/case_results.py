@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.data import nifti
+from kd_jax.data.case_checks import check_labels
 from kd_jax.data.cases import Case
 from kd_jax.data.conventions import Reading
 from kd_jax.metrics.case import empty_hd95, score_case
@@ -44,9 +45,10 @@ def score_against(
   Args:
     case: with a label map.
     predicted: (D, H, W) classes.
-    scan: the volume that they belong to.
-    mask: the file that they come from, which is then to blame where it lies in another space than
-      the label map; None for a student's, where the label map is.
+    scan: what they belong to: the image, which is 0 where there is no brain and no tumour either;
+      or the mask itself.
+    mask: the file of the mask, which is then to blame where it lies in another space than the label
+      map; None for a student's, where the label map is.
 
   Raises:
     CaseError: the label map cannot be used, or they do not lie in one space.
@@ -65,6 +67,8 @@ def score_against(
       raise CaseError(case.name, mask, finding, remedy)
     remedy = "The label map must lie on the voxel grid of the case's images."
     raise CaseError(case.name, path, f"{difference} of the image", remedy)
+  if not mask and (odd := check_labels(classes, [scan.data])) and odd.severity == "error":
+    raise CaseError(case.name, path, odd.text, odd.remedy)
   return score_case(predicted, classes, truth.voxel_mm, empty_hd95(convention))
 
 

@@ -112,7 +112,8 @@ def score_students(predictor: Predictor, cases: Sequence[Case], terminal: Termin
 
   def finish(case: Case, prediction: Prediction) -> None:
     predicted = prediction.classes()
-    results.scores[case.name] = score_against(case, predicted, prediction.scan)
+    scan = prediction.scan
+    results.scores[case.name] = score_against(case, predicted, scan, scan.data)
     results.masks[case.name] = packed(predicted)
 
   own = processes.share(cases)

@@ -103,9 +103,17 @@ def test_halves_that_do_not_touch_are_both_brain():
   assert not brain.around
 
 
-def test_a_shell_is_around():
+@pytest.mark.parametrize("radii", [(18, 26, 34), (22, 24, 30)])  # the shell is larger, smaller
+def test_a_thick_shell_is_around(radii):
+  brain, inner, outer = (ball((35, 41, 34), r) for r in radii)
+  assert find_brain(scan(brain | (outer & ~inner)), MM).around
+
+
+def test_a_thin_shell_is_no_part():
   x = scan(ball((35, 41, 34), 22) | (ball((35, 41, 34), 32) & ~ball((35, 41, 34), 29)))
-  assert find_brain(x, MM).around
+  brain = find_brain(x, MM)
+  assert brain.parts == (np.count_nonzero(ball((35, 41, 34), 22)),)
+  assert sum(brain.specks) > 0.3 * np.count_nonzero(x)
 
 
 @pytest.mark.parametrize(("mm", "gap"), [((1, 1, 1), 2), ((2, 2, 2), 0), ((0.5, 1, 1), 4)])

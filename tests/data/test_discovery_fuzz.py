@@ -275,7 +275,7 @@ def prepare(tmp_path, spacing=3.0) -> list[CaseError]:
   return errors
 
 
-def test_a_voxel_size_that_no_scan_has_is_named(tmp_path):
+def test_a_voxel_size_cannot_ask_for_more_memory_than_there_is(tmp_path):
   make_case(tmp_path / "data" / "A", affine=LARGE * np.array([[300], [300], [300], [1]]))
   errors = prepare(tmp_path)
   assert len(errors) == 4

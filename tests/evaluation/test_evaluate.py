@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from runs import make_data, make_run
-from synthetic import LARGE, make_case, seg, write
+from synthetic import LARGE, images, make_case, seg, write
 
 from kd_jax.evaluation.case_results import check_complete
 from kd_jax.evaluation.choice import Choice
@@ -183,14 +183,18 @@ def test_cases_that_cannot_be_scored_are_in_no_mean(place, terminal, tmp_path):
   write(tmp_path / "data" / "case60" / "case60_seg.nii.gz", seg()[:-1], LARGE)
   lacking = make_case(tmp_path / "data" / "case61", seed=61, affine=LARGE)
   (lacking / "case61_t1ce.nii.gz").unlink()
+  make_case(tmp_path / "data" / "case62", seed=62, affine=LARGE)
+  air = np.where(images(62)["t1ce"] == 0, 2, seg()).astype(np.uint8)
+  write(tmp_path / "data" / "case62" / "case62_seg.nii.gz", air, LARGE)
   summary = evaluate(
     predictor(place / "fold0"), Choice(data_root=tmp_path / "data"), tmp_path / "out", terminal
   )
   assert list(rows(tmp_path / "out")) == ["case51"]
-  assert summary["failed"].keys() == {"case50", "case60", "case61"}
+  assert summary["failed"].keys() == {"case50", "case60", "case61", "case62"}
   assert "no label map" in summary["failed"]["case50"] and "shape" in summary["failed"]["case60"]
   assert "no t1ce image" in summary["failed"]["case61"]
-  with pytest.raises(UserError, match="3 cases could not be scored"):
+  assert "of its tumour lies outside the brain" in summary["failed"]["case62"]
+  with pytest.raises(UserError, match="4 cases could not be scored"):
     check_complete(summary)
 
 
