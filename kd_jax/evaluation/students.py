@@ -113,7 +113,7 @@ def score_students(predictor: Predictor, cases: Sequence[Case], terminal: Termin
   def finish(case: Case, prediction: Prediction) -> None:
     predicted = prediction.classes()
     scan = prediction.scan
-    results.scores[case.name] = score_against(case, predicted, scan, scan.data)
+    results.scores[case.name] = score_against(case, predicted, scan)
     results.masks[case.name] = packed(predicted)
 
   own = processes.share(cases)

@@ -243,3 +243,33 @@ def test_how_far_apart_two_affines_are(change, mm):
   apart = nifti.apart_mm((240, 240, 155), AFFINE, change(AFFINE))
   assert apart == pytest.approx(mm, abs=1e-9)
   assert (apart > nifti.SAME_SPACE_MM) == (mm > 0.1)
+
+
+@pytest.mark.parametrize("edge", [0, -1])
+def test_what_nibabel_mends_is_not_logged(tmp_path, caplog, edge):
+  """Its logger writes to standard error, in worker processes too."""
+  image = nib.Nifti1Image(np.ones((8, 8, 8), np.int16), np.eye(4))
+  image.set_sform(np.eye(4), 1)
+  image.header["pixdim"] = (1, edge, 1, 1, 0, 0, 0, 0)
+  header = image.header.binaryblock
+  (tmp_path / "a.nii").write_bytes(header + bytes(4) + bytes(image.get_fdata().size * 2))
+  nib.Nifti1Header(header, check=False).check_fix()
+  assert caplog.records  # what it would say
+  caplog.clear()
+  assert nifti.read(tmp_path / "a.nii").data.shape == (8, 8, 8)
+  assert not caplog.records
+
+
+@pytest.mark.parametrize("field", ["qform_code", "sform_code"])
+@pytest.mark.parametrize("code", [-1, 9, 1024])
+def test_a_position_code_that_nifti_does_not_define_is_no_reason_to_take_the_next_one(
+  tmp_path, field, code
+):
+  image = nib.Nifti1Image(np.ones((8, 8, 8), np.int16), np.diag([2.0, 2, 2, 1]))
+  nib.save(image, tmp_path / "a.nii")
+  blob = bytearray((tmp_path / "a.nii").read_bytes())
+  at = {"qform_code": 252, "sform_code": 254}[field]
+  blob[at : at + 2] = np.int16(code).tobytes()
+  (tmp_path / "a.nii").write_bytes(blob)
+  with pytest.raises(ValueError, match=f"{field} is {code}, which NIfTI does not define"):
+    nifti.read(tmp_path / "a.nii")

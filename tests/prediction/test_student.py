@@ -289,7 +289,7 @@ ADVICE = (
   "Weights only load failed. This file can still be loaded, to do so you have two options, do "
   "those steps only if you trust the source of the checkpoint. \n\t(1) ... setting `weights_only` "
   "to `False` will likely succeed, but it can result in arbitrary code execution.\n\t"
-  "WeightsUnpickler error: Unsupported global: GLOBAL monai.networks.nets.unet.UNet was not an allowed global"
+  "WeightsUnpickler error: Unsupported global: GLOBAL monai.networks.nets.unet.UNet was not allowed"
 )
 
 
