@@ -177,6 +177,8 @@ def test_bfloat16_logits_are_computed_in_float32():
       "dice_jaccard_ce of slices": losses.dice_jaccard_ce(labels, student, "slice"),
       "kd": losses.kd(student, teacher, 4.0),
       "kd sum": losses.kd(student, teacher, 20.0, "voxel_sum"),
+      "regions": losses.dice_jaccard_ce(labels, student, targets="regions"),
+      "region_kd": losses.region_kd(student, teacher, 4.0),
     }
 
   got = every(*narrow)
