@@ -3,6 +3,7 @@
 from typing import get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -81,6 +82,29 @@ def test_certainty_is_what_entropy_leaves():
   got = certainty_shares(dict(zip("abc", teachers, strict=True)), 0.7)
   for share, expected in zip(got.values(), 0.7 * sure / sure.sum(0), strict=True):
     np.testing.assert_allclose(share, expected, rtol=1e-3)
+
+
+def test_teachers_that_know_nothing_share_alike():
+  shares = certainty_shares({"a": volume(UNSURE), "b": volume(UNSURE), "c": volume(UNSURE)}, 0.6)
+  for share in shares.values():
+    np.testing.assert_allclose(share, 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "term",
+  [
+    bottleneck_kd,
+    lambda a, b: prototype_kd(a, b, np.arange(32).reshape(1, 4, 2, 4) % 4),
+    lambda a, b: voxel_weights("agreement", np.zeros((1, 4, 2, 4), int), None, (a, b)),
+    lambda a, b: certainty_shares({"a": a, "b": b}, 1.0)["b"],
+  ],
+)
+def test_16_bits_are_widened_before_anything_is_computed(term):
+  rng = np.random.default_rng(0)
+  a, b = (3 * rng.standard_normal((2, 1, 4, 2, 4, 4))).astype(jnp.bfloat16)
+  got = term(jnp.asarray(a), jnp.asarray(b))
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, term(a.astype(np.float32), b.astype(np.float32)), rtol=1e-6)
 
 
 def test_where_is_checked():
