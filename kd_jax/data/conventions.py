@@ -29,12 +29,14 @@ class Reading(NamedTuple):
     lines: what was decided, and why.
     warnings: what speaks against it.
     dropped: name -> label that is read as no tumour -> voxels.
+    labels: all that occur, but 0.
   """
 
   conventions: dict[str, str]
   lines: list[str]
   warnings: list[str]
   dropped: dict[str, dict[int, int]]
+  labels: set[int]
 
   def dropped_in(self, names: Collection[str]) -> dict[str, dict[str, int]]:
     """Label that is read as no tumour -> {"cases": how many have it, "voxels": of all of them}."""
@@ -100,7 +102,7 @@ def decide(
   flag: str,
   progress: Callable[..., None],
   memory: Path | None = None,
-  alike: bool = False,
+  truths: Reading | None = None,
 ) -> Reading:
   """How a set's label maps are to be read.
 
@@ -115,7 +117,8 @@ def decide(
     flag: the flag or setting that says it, for messages; "" if there is none.
     progress: see label_contents.contents_of.
     memory: see label_contents.contents_of.
-    alike: these are predictions, and by_name holds the conventions of their truths.
+    truths: these are predictions, and by_name holds the conventions of their truths, which are
+      read so.
 
   Raises:
     ConfigError: it cannot be told, or the convention makes a class vanish; the message names the
@@ -132,7 +135,8 @@ def decide(
       found = said.by(path.parent)
       key = _Group(None, *found) if found else _Group(by_name.get(name))
     groups.setdefault(key, []).append(name)
-  reading = Reading({}, [], [], {})
+  there = {label for one in contents.values() for label in one.voxels}
+  reading = Reading({}, [], [], {}, there)
   for group, names in groups.items():
     own = {name: contents[name] for name in names if name in contents}
     if asked != labels.AUTO:
@@ -140,7 +144,7 @@ def decide(
     elif group.said:
       convention, why = group.said, f"{group.said_by} says so"
     else:
-      convention, why = _judge(group.by_name, own, flag, alike)
+      convention, why = _judge(group.by_name, own, flag, truths)
     _check_vanishing(convention, own, flag)
     _add(reading, names, own, convention, why, flag)
   if asked != labels.AUTO:
@@ -152,23 +156,23 @@ def decide(
 
 
 def _judge(
-  name_says: str | None, own: Mapping[str, Contents], flag: str, alike: bool
+  name_says: str | None, own: Mapping[str, Contents], flag: str, truths: Reading | None
 ) -> tuple[str, str]:
   """(convention, why) of label maps that no file speaks of."""
   there = {label for contents in own.values() for label in contents.voxels}
-  if there == {1}:
+  if there == {1} and not (truths and truths.labels == {1}):
     raise ConfigError(
       f"the label maps ({some(list(own))}) hold no label but 1: if they are whole tumours, they "
       "cannot be used, as NCR, ED and ET are not told apart; if 1 is NCR, "
       f"{_say(flag, *_YEARS[:2])}"
     )
-  if name_says == "brats-ped" and not alike:
+  if name_says == "brats-ped" and not truths:
     return _judge_children(there, flag)
   if name_says is not None and name_says not in _YEARS:
     return name_says, "as the truths are"
   if not own:
     return name_says or "brats2023", "by names, as none of them can be read as a label map"
-  by = "as the truths are" if alike else "by names and contents"
+  by = "as the truths are" if truths else "by names and contents"
   if not there & {3, 4}:
     return name_says or "brats2023", f"{by}; no label map has ET (neither a 3 nor a 4)"
   if 3 not in there:

@@ -67,7 +67,7 @@ def evaluate_masks(
       f"no prediction fits a truth: {truth} has {some([case.name for case in cases])}; "
       f"{predictions} has {some(list(found))}"
     )
-  predicted = _predicted(pairs, found, predictions, conventions[1], terminal)
+  predicted = _predicted(pairs, reading, found, predictions, conventions[1], terminal)
   jobs = {name: (case, found[name], predicted.conventions[name]) for name, case in pairs.items()}
   results = _score(list(jobs.values()), results, terminal)
   check_any(results.scores, results.failed)
@@ -103,24 +103,25 @@ def evaluate_masks(
 
 
 def _predicted(
-  truths: Mapping[str, Case],
+  pairs: Mapping[str, Case],
+  reading: conventions_lib.Reading,
   found: Mapping[str, Path],
   root: Path,
   convention: str,
   terminal: Terminal,
 ) -> conventions_lib.Reading:
-  """How the labels of the predictions that have a truth are read."""
-  reading = conventions_lib.decide(
-    {name: found[name] for name in truths},
-    {name: case.convention for name, case in truths.items()},
+  """How the labels of the predictions that have a truth are read; reading: the truths'."""
+  own = conventions_lib.decide(
+    {name: found[name] for name in pairs},
+    {name: case.convention for name, case in pairs.items()},
     root,
     convention,
     "--prediction_labels",
     terminal.progress("looking at the labels of the predictions"),
-    alike=True,
+    truths=reading,
   )
-  _tell("predictions", reading, truths, terminal)
-  return reading
+  _tell("predictions", own, pairs, terminal)
+  return own
 
 
 def _score(jobs: Sequence[Job], results: CaseResults, terminal: Terminal) -> CaseResults:

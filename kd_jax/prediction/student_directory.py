@@ -98,7 +98,7 @@ def read(folder: Path) -> Student:
     framework = architecture.framework()
     name, digest = str(model["name"]), str(model["weights"]["sha256"])
     training, scores = dict(model["training"]), model["scores"]
-    training["convention"] = canonical(training["convention"])
+    training["convention"] = _convention(training["convention"])
     if scores is not None:
       scores = dict(scores)
   except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as e:
@@ -117,6 +117,13 @@ def read(folder: Path) -> Student:
     val=val,
     settings={},
   )
+
+
+def _convention(said: Any) -> str:
+  try:
+    return canonical(said)
+  except ConfigError as e:
+    raise ConfigError(f"training.convention: {e}") from e
 
 
 def _inference(model: Mapping[str, Any]) -> Mapping[str, Any]:

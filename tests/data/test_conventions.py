@@ -8,7 +8,7 @@ import pytest
 from synthetic import NEW, SHAPE, brats_root, make_case, seg, write
 
 from kd_jax.data.cases import find_cases
-from kd_jax.data.conventions import decide, settle
+from kd_jax.data.conventions import Reading, decide, settle
 from kd_jax.runtime.errors import ConfigError, UserError
 from kd_jax.tasks import labels
 
@@ -211,7 +211,22 @@ def test_what_is_asked_for_holds_against_a_file_that_is_named(tmp_path):
 def test_predictions_are_read_as_the_truths_unless_they_hold_another_year_s(
   tmp_path, truth, y, convention
 ):
-  assert judge(tmp_path, {"a": y}, truth, alike=True).conventions == {"a": convention}
+  truths = Reading({"a": truth}, [], [], {}, {1, 2})
+  assert judge(tmp_path, {"a": y}, truth, truths=truths).conventions == {"a": convention}
+
+
+@pytest.mark.parametrize("asked", ["auto", "brats2021"])
+def test_whole_tumours_against_truths_of_classes(tmp_path, asked):
+  """What is asked for holds, with a warning; truths that hold no more are no other case."""
+  several, one = (Reading({}, [], [], {}, there) for there in ({1, 2, 4}, {1}))
+  if asked == "auto":
+    with pytest.raises(ConfigError, match="whole tumours"):
+      judge(tmp_path, {"a": BINARY}, "brats2018", truths=several)
+    reading = judge(tmp_path, {"a": BINARY}, "brats2018", truths=one)
+  else:
+    reading = judge(tmp_path, {"a": BINARY}, asked=labels.canonical(asked), truths=several)
+  assert reading.conventions == {"a": "brats2018"}
+  assert "whole tumours would be read as NCR" in reading.warnings[0]
 
 
 # --- Anatomy ----------------------------------------------------------------------------------
