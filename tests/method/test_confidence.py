@@ -169,6 +169,14 @@ def test_who_does_worse_than_the_student_is_not_heard():
   assert confidence.init((), how).scores == {}
 
 
+@pytest.mark.parametrize("update", ["epoch", "ema"])
+def test_before_anything_is_scored_every_teacher_is_heard(update):
+  """Though none is above the student yet: all scores are 0."""
+  how = published.confidence(update=update, total=0.6, above_student=True)
+  state = confidence.begin_step(confidence.init(TEACHERS, how), jnp.asarray(True), how)
+  np.testing.assert_allclose([state.weights[n] for n in TEACHERS], 0.2, rtol=1e-6)
+
+
 def test_by_region_the_student_is_compared_region_by_region():
   scores = {"flair": jnp.array([0.8, 0.4, 0.1]), "student": jnp.array([0.5, 0.5, 0.6])}
   np.testing.assert_allclose(weights_of(scores, 0.5)["flair"], [0.5, 0, 0], rtol=1e-6)
