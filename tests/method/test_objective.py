@@ -203,7 +203,9 @@ def test_distillation_ramps_up():
     terms_of(ramp, share=np.float32(s))["loss/student"] for s in (0, 0.25, 1)
   )
   alone = dice_jaccard_ce(LABELS, some_outputs(levels=("level1",)).student.logits)
+  assert not SETTINGS.kd_ramp_epochs
   np.testing.assert_allclose(none, alone, rtol=1e-6)
+  np.testing.assert_allclose(all_of_it, terms_of(SETTINGS)["loss/student"], rtol=1e-6)
   np.testing.assert_allclose(quarter, 0.75 * alone + 0.25 * all_of_it, rtol=1e-5)
   assert [float(distillation_share(np.float32(e), SETTINGS)) for e in (0, 0.9, 1, 2)] == [
     0,
