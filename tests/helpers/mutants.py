@@ -11,10 +11,12 @@ than N mutants of a module (default 150), N are drawn, always the same ones.
 
 import argparse
 import ast
+import atexit
 import difflib
 import importlib.util
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -24,7 +26,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 os.environ["JAX_PLATFORMS"] = "cpu"  # read when JAX is imported
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="kd_jax-mutants-"))
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kd_jax-mutants-")
+  atexit.register(shutil.rmtree, CACHE, ignore_errors=True)  # forks end without it
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Imported once, for all forks.
