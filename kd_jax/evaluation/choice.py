@@ -102,7 +102,7 @@ def choose_cases(
     convention = own["labels"] if convention == labels.AUTO else convention
     naming = naming or naming_of(own.get("names", ""), own.get("patients", ""))
     memory = existing_memory(Path(own["cache"]))
-  found = search(root, convention, naming)
+  found = search(root, convention, naming, (*students[0].architecture.modalities, "seg"))
   if not found.cases:
     raise found.errors[0] if found.errors else no_case(root)
   cases, reading = conventions.settle(

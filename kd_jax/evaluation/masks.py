@@ -53,9 +53,9 @@ def evaluate_masks(
   """
   folder = output or Path("runs/evaluation") / predictions.resolve().name
   check_folder(folder)
-  cases, reading = _truths(truth, conventions[0], terminal)
+  cases, lost, reading = _truths(truth, conventions[0], terminal)
   found = masks.find_masks(predictions, masks.PREDICTION)
-  results = CaseResults()
+  results = CaseResults(failed={error.case: error.reason for error in lost})
   for case in cases:
     if case.seg is None:
       results.failed[case.name] = f"no label map in {case.folder}; add it, or take the case away"
@@ -167,12 +167,15 @@ def _score_mask(case: Case, path: Path, convention: str) -> tuple[dict[str, floa
 
 def _truths(
   root: Path, convention: str, terminal: Terminal
-) -> tuple[list[Case], conventions_lib.Reading]:
-  """BraTS cases with their images, or loose label maps; and how their labels are read."""
+) -> tuple[list[Case], list[CaseError], conventions_lib.Reading]:
+  """BraTS cases with their images, or loose label maps; what is none; how their labels are read."""
   if not root.is_dir():
     raise UserError(f"no folder {root}")
-  cases = search(root, convention).cases
+  cases, lost, *_ = search(root, convention, wanted=("seg",))
   if not any(case.seg for case in cases):
+    if unclear := [error for error in lost if parse_name(Path(error.file).name)]:
+      raise unclear[0]
+    lost = []  # all images are looked at now, whatever their names
     loose = _without_images(root, masks.find_masks(root, masks.TRUTH))
     cases = [
       Case(name, name, path.parent, {}, path, labels.by_name(name, None))
@@ -187,7 +190,7 @@ def _truths(
     lambda line: None,
   )
   _tell("truths", reading, reading.conventions, terminal)
-  return cases, reading
+  return cases, lost, reading
 
 
 def _without_images(root: Path, found: dict[str, Path]) -> dict[str, Path]:

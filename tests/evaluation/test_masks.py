@@ -169,7 +169,9 @@ def test_two_label_maps_of_one_case_are_no_reason_to_look_elsewhere(tmp_path, te
   case = make_case(tmp_path / "truth" / "case0", affine=LARGE)
   write(case / "case0_segm.nii.gz", seg(), LARGE)
   write(tmp_path / "masks" / "case0.nii.gz", seg(), LARGE)
-  with pytest.raises(UserError, match="two seg files for case case0"):
+  with pytest.raises(
+    UserError, match=r"case0_segm.nii.gz\): two seg files: case0_seg.nii.gz and case0_segm"
+  ):
     evaluate_masks(tmp_path / "masks", tmp_path / "truth", AUTO, tmp_path / "out", terminal)
 
 
@@ -178,3 +180,17 @@ def test_whole_tumour_masks_are_refused(tmp_path, terminal):
   write(tmp_path / "masks" / "a.nii.gz", (seg() > 0).astype(np.uint8))
   with pytest.raises(ConfigError, match="whole tumours"):
     evaluate_masks(tmp_path / "masks", tmp_path / "truth", AUTO, tmp_path / "out", terminal)
+
+
+def test_what_is_no_case_among_the_truths_is_named(tmp_path, terminal):
+  make_case(tmp_path / "truth" / "case0", affine=LARGE)
+  (tmp_path / "truth" / "case1").symlink_to("/mnt/absent/case1")
+  write(tmp_path / "truth" / "case2" / "tumour.nii.gz", seg(), LARGE)
+  (tmp_path / "truth" / "case0" / "case0_t2_brain.nii.gz").touch()  # images do not matter here
+  for i in range(3):
+    write(tmp_path / "masks" / f"case{i}.nii.gz", seg(), LARGE)
+  summary = evaluate_masks(tmp_path / "masks", tmp_path / "truth", AUTO, tmp_path / "out", terminal)
+  assert set(summary["failed"]) == {"case1", "tumour"}
+  assert "a link to /mnt/absent/case1, which is not there" in summary["failed"]["case1"]
+  with pytest.raises(UserError, match="2 cases could not be scored"):
+    check_complete(summary)

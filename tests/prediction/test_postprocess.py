@@ -13,6 +13,7 @@ from scipy import ndimage
 from students import make_student
 from synthetic import LARGE, make_case
 
+from kd_jax.data.entry import FORMAT
 from kd_jax.evaluation.choice import Choice
 from kd_jax.evaluation.students import evaluate
 from kd_jax.metrics.volumetric import dice, region_mask, volume_mm3
@@ -264,7 +265,7 @@ def write_entry(path: Path, truth: np.ndarray, spacing: float) -> Path:
   path.mkdir()
   np.save(path / "images.npy", np.zeros((4, *truth.shape), np.float16))
   np.save(path / "labels.npy", truth)
-  meta = {"format": 2, "crc32": {"images": 0, "labels": 0}, "spacing_mm": [spacing] * 3}
+  meta = {"format": FORMAT, "crc32": {"images": 0, "labels": 0}, "spacing_mm": [spacing] * 3}
   (path / "meta.json").write_text(json.dumps(meta))
   return path
 
