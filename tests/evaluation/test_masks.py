@@ -114,7 +114,7 @@ PROBABILITY = np.random.default_rng(0).random(SHAPE).astype(np.float32)
   ("side", "content", "affine", "words", "remedy"),
   [
     ("masks", seg()[:-1], LARGE, "its shape (13, 16, 12) is not the (14, 16, 12) of", "voxel grid"),
-    ("masks", seg(), SHIFTED, "the affine is 5 off that of the truth", "voxel grid"),
+    ("masks", seg(), SHIFTED, "up to 5 mm off that of the truth", "voxel grid"),
     ("masks", np.where(seg() == 1, 7, seg()), LARGE, "unknown label 7", "--prediction_labels"),
     ("masks", images()["t1ce"], LARGE, "this is an image, not a label map", "Correct the file"),
     ("masks", PROBABILITY, LARGE, "this is a probability map, not a label", "Correct the file"),
