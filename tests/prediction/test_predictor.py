@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from students import make_student
+from synthetic import write
 
 from kd_jax.data.cases import loose_case
 from kd_jax.data.preprocess import PlainImage
@@ -59,6 +60,17 @@ def test_a_sequence_without_a_file_is_named(tmp_path):
     Predictor([make_student()]).load(case, print)
 
 
+def test_what_speaks_against_a_scan_is_told_with_the_scan_s_name(tmp_path):
+  axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in (30, 36, 27)), indexing="ij")
+  brain = sum(x**2 for x in axes) < 0.8
+  noise = np.random.default_rng(0).normal(400, 40, brain.shape)
+  path = write(tmp_path / "scan.nii.gz", np.int16(brain * noise), np.diag([-5.0, -5, 5, 1]))
+  told = []
+  Predictor([make_student(spacing=5.0)]).load(loose_case("scan", {"t1ce": path}), told.append)
+  (line,) = [line for line in told if "5 x 5 x 5 mm" in line]
+  assert line.startswith("warning: scan (scan.nii.gz): ")
+
+
 def prepared_of(*shape: int) -> Prepared:
   return Prepared(np.zeros((1, *shape), np.float32), None, None)
 
@@ -67,7 +79,7 @@ def prepared_of(*shape: int) -> Prepared:
 def test_the_window_that_memory_allows(monkeypatch, asked, whole):
   """One voxel more than there is memory for, of the largest of the students, is too much."""
   small = make_student()
-  wide = dataclasses.replace(small.architecture, filters=(8, 8, 8, 8))
+  wide = dataclasses.replace(small.architecture, filters=(8, 8, 16, 16))
   large = dataclasses.replace(
     small, architecture=wide, params=wide.framework().init(jax.random.key(0))["student"]
   )
