@@ -5,6 +5,7 @@ folder of compiled programs for all processes of a test run.
 import io
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -22,6 +23,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 _OWN_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else xdist's workers have it from their parent
   _OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kd_jax-tests-")
+# A suite that a shell started in the background ignores Ctrl-C, and so would what its tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure():
