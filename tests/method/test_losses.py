@@ -168,7 +168,7 @@ def test_an_unknown_kd_reduction_is_refused():
 def test_bfloat16_logits_are_computed_in_float32():
   shape = (2, 16, 16, 16, 4)
   narrow = [some_logits(i, shape, 3.0).astype(jnp.bfloat16) for i in (0, 1)]
-  labels = np.random.default_rng(2).integers(0, 4, shape[:-1])
+  labels = np.random.default_rng(2).integers(0, 4, shape[:-1], np.uint8)
 
   @jax.jit
   def every(student, teacher):
