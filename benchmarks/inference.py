@@ -53,8 +53,10 @@ from benchmarks.inference_inputs import (
 )
 from kd_jax.data.cases import Case
 from kd_jax.data.grid import Triple
+from kd_jax.data.own_masks import Journal
 from kd_jax.prediction import predict as predict_lib
 from kd_jax.prediction import sliding_window
+from kd_jax.prediction.finished import Known
 from kd_jax.prediction.predict import Output
 from kd_jax.prediction.predictor import Predictor, Prepared
 from kd_jax.prediction.student import Architecture, Preparation, Student
@@ -266,13 +268,14 @@ def between(stamps: Iterable[float]) -> dict[str, float]:
 def pieces(predictor: Predictor, scan: Case, output: Output, repeat: int) -> dict[str, float]:
   """Median seconds of what predict overlaps, each with the machine to itself."""
   seconds: dict[str, list[float]] = {"read": [], "network": [], "write": []}
+  journal = Journal(output.folder)
   for _ in range(repeat):
     stamps = [time.perf_counter()]
     prepared = predictor.load(scan, _ignore)
     stamps.append(time.perf_counter())
     prediction = predictor.predict(prepared)
     stamps.append(time.perf_counter())
-    predict_lib._write(scan.name, prediction, output)
+    predict_lib._write(scan.name, prediction, {}, output, Known.of({}, False), journal)
     stamps.append(time.perf_counter())
     for name, (early, late) in zip(seconds, itertools.pairwise(stamps), strict=True):
       seconds[name].append(late - early)

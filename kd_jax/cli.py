@@ -31,7 +31,7 @@ def start() -> None:
       raise
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more ends it at once
     print("\nstopped by Ctrl-C; what was finished is kept", file=sys.stderr)
-    sys.exit(128 + signal.SIGINT)
+    startup.end_at_once(128 + signal.SIGINT)
 
 
 def main(argv: list[str]) -> None:

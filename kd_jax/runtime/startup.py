@@ -1,8 +1,11 @@
 """What every program of the project does before its work."""
 
+import atexit
 import os
 import signal
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 from kd_jax.runtime.errors import UserError
 
@@ -26,6 +29,17 @@ def interruptible() -> None:
 def interrupted() -> bool:
   """Whether there was a Ctrl-C."""
   return bool(_INTERRUPTED)
+
+
+def end_at_once(status: int) -> NoReturn:
+  """Ends the program after its exit functions, without taking the interpreter down.
+
+  A thread of XLA that still compiles would crash in an interpreter that is half gone.
+  """
+  atexit._run_exitfuncs()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def keep_compiled() -> None:

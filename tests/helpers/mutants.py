@@ -57,7 +57,7 @@ MODULES = {
     "tests/training/test_step.py",
     "-k=not mesh and not in_parts and not compiled_again",
   ],
-  "kd_jax.training.mesh": ["tests/training/test_mesh.py"],
+  "kd_jax.training.mesh": ["tests/training/test_device_mesh.py"],
   "kd_jax.prediction.sliding_window": ["tests/prediction/test_sliding_window.py"],
   "kd_jax.prediction.predictor": [
     "tests/prediction/test_predictor.py",
