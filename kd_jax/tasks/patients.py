@@ -52,9 +52,10 @@ def unjoined(patients: Iterable[str]) -> list[list[str]]:
   Running numbers behind one word (Case_1, Case_2, ...) are no such group.
   """
   groups: dict[str, list[str]] = defaultdict(list)
-  for name in sorted(set(patients)):
+  names = sorted(set(patients))
+  for name in names:
     if match := _NUMBERED.fullmatch(name):
       groups[match[1]].append(name)
-  several = [names for names in groups.values() if 1 < len(names) <= _MOST_POINTS]
-  alone = len(groups) == 1 and len(set(patients)) == len(next(iter(groups.values()), ()))
-  return [] if alone else several
+  if list(groups.values()) == [names]:  # one word before all numbers
+    return []
+  return [group for group in groups.values() if 1 < len(group) <= _MOST_POINTS]

@@ -17,7 +17,7 @@ COMMANDS = (*PAGES, *sorted(ROOT.glob("launch/*")), *sorted(ROOT.glob("configs/*
 LONGEST_README = 150
 
 # The other options of main.py, and names of other programs.
-OTHER_FLAGS = {"mode", "config", "help", "shm-size", "logdir"}
+OTHER_FLAGS = {"mode", "config", "help", "shm-size", "logdir", "most"}
 OTHER_FILES = {"antsRegistrationSyNQuick.sh"}
 EXAMPLES = {"loss.uncertainty"}  # a recipe of docs/architecture.md adds it
 

@@ -66,3 +66,4 @@ def test_running_numbers_are_no_time_points():
   assert unjoined([f"site{s}_{k}" for s in (1, 2) for k in range(20)]) == []
   assert unjoined(["Brats18_2013_3_1", "Brats18_2013_4_1", "Brats18_CBICA_APR_1"]) == []
   assert unjoined(["A", "B", "C"]) == unjoined([]) == []
+  assert unjoined(f"Case_{k}" for k in range(3)) == []
