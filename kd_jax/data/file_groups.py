@@ -8,7 +8,7 @@ from pathlib import Path
 from kd_jax.data.own_masks import written_by_us
 from kd_jax.data.walk import File, Folder
 from kd_jax.runtime.errors import CaseError, ConfigError
-from kd_jax.tasks.names import ParsedName, Patterns, parse_name
+from kd_jax.tasks.names import ParsedName, Patterns, label_map_of, parse_name
 
 
 @dataclass
@@ -52,6 +52,7 @@ def group_files(
       remedy = "Keep one of them."
       errors.append(CaseError(name, file.path, finding, remedy))
     group.kinds[parsed.kind] = file.path
+  rest = [file for file in rest if not _adopt_own_seg(groups, file)]
   _adopt_odd_seg(groups, errors)
   kept = []
   for key, group in groups.items():
@@ -86,6 +87,15 @@ def _parse_all(
       for name, known in zip(parsed, told, strict=True)
     ]
   return list(zip(files, parsed, strict=True))
+
+
+def _adopt_own_seg(groups: dict[str, Group], file: File) -> bool:
+  """Give a case called "brain" its brain_seg.nii.gz, which elsewhere is a map of brains."""
+  group = groups.get(label_map_of(file.name) or "")
+  if group is None or "seg" in group.kinds:
+    return False
+  group.kinds["seg"] = file.path
+  return True
 
 
 def _adopt_odd_seg(groups: dict[str, Group], errors: list[CaseError]) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kd_jax.data import nnunet
 from kd_jax.data.case_names import name_by_folder
-from kd_jax.data.cases import Case, Naming, loose_case, not_understood, search, told_unused
+from kd_jax.data.cases import Case, Naming, loose_case, search, told_unused
 from kd_jax.data.own_masks import written_by_us
 from kd_jax.data.walk import dead_link, walk
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, some
@@ -20,6 +20,12 @@ _FORMS = (
   "nnU-Net folder such as imagesTs, a folder of NIfTI files of one modality, or a .txt file with "
   "one such path a line. Other formats must be converted to NIfTI first, DICOM for instance with "
   "dcm2niix (docs/clinical-scans.md)"
+)
+
+
+_NO_CHANNEL = (
+  "its name has no channel number, as those of the other files here have",
+  "Name it as they are (CASE_0000.nii.gz), or move it.",
 )
 
 
@@ -115,7 +121,7 @@ def _listed(path: Path, modalities: Sequence[str], patterns: Patterns) -> Scans:
 
 def _single_file(path: Path, modalities: Sequence[str], patterns: Patterns) -> Case:
   modality = _only(modalities, path)
-  if scan := nnunet.single_scan(path, modality):
+  if not _told(path, patterns) and (scan := nnunet.single_scan(path, modality)):
     return scan
   if path.name in written_by_us(path.parent):
     raise UserError(f"{path} is a mask or a map of --mode=predict; give the {modality} image")
@@ -163,9 +169,14 @@ def _in_folder(folder: Path, modalities: Sequence[str], patterns: Patterns) -> S
   channels = [file for file in images if nnunet.channel_of(file)]
   # Without a dataset.json and a channel 0, the numbers count scans: scan_0001, scan_0002.
   numbered = not any(nnunet.channel_of(file).number == 0 for file in channels)  # type: ignore[union-attr]
-  if channels and (known or not (numbered or any(case.folder == folder for case in cases))):
+  told = any(_told(file, patterns) for file in images)
+  if (
+    channels
+    and not told
+    and (known or not (numbered or any(case.folder == folder for case in cases)))
+  ):
     scans, errors = nnunet.find_channels(folder, channels, known, modalities)
-    return Scans(scans, errors + _others(folder, set(channels), modalities), [])
+    return Scans(scans, errors + _others(folder, set(channels), *_NO_CHANNEL), [])
   if cases:
     scans, errors = _brats_scans(cases, modalities, found.unused)
     return Scans(scans, errors + found.errors, found.notes + told_unused(found.unused, folder))
@@ -207,10 +218,21 @@ def _loose(folder: Path, images: Sequence[Path], modalities: Sequence[str]) -> S
       errors.append(CaseError(_stem(file), file, finding, remedy))
     else:
       scans.append(loose_case(_stem(file), {modality: file}))
-  return Scans(scans, errors + _others(folder, set(images), modalities), [])
+  remedy = "Give its folder, too, or move it: of this one, only the files themselves are read."
+  return Scans(
+    scans, errors + _others(folder, set(images), "it lies in a folder below", remedy), []
+  )
 
 
-def _others(folder: Path, used: set[Path], modalities: Sequence[str]) -> list[CaseError]:
+def _told(file: Path, patterns: Patterns) -> bool:
+  """Whether the user says what a file's name means."""
+  try:
+    return parse_name(file.name, patterns, told_only=True) is not None
+  except ValueError as e:
+    raise ConfigError(str(e)) from e
+
+
+def _others(folder: Path, used: set[Path], finding: str, remedy: str) -> list[CaseError]:
   """Images that are not among those used, here and in folders below."""
   errors: list[CaseError] = []
   for place in walk(folder):
@@ -218,9 +240,7 @@ def _others(folder: Path, used: set[Path], modalities: Sequence[str]) -> list[Ca
     errors += place.broken
     for name, path in place.files:
       if path not in used and name not in ours and not is_label_map(name):
-        errors.append(
-          CaseError(_stem(Path(name)), path, *not_understood(_stem(Path(name)), modalities[0]))
-        )
+        errors.append(CaseError(_stem(Path(name)), path, finding, remedy))
   return errors
 
 

@@ -132,7 +132,13 @@ def _parse_bids(match: re.Match[str]) -> ParsedName:
 
 def is_label_map(file_name: str) -> bool:
   """Whether a file's name says that it is a label map, of a tumour or of something else."""
-  return _ENDS["seg"].match(nifti_stem(file_name) or "") is not None
+  return label_map_of(file_name) is not None
+
+
+def label_map_of(file_name: str) -> str | None:
+  """What stands before the word that says "label map"; None for other names."""
+  match = _ENDS["seg"].match(nifti_stem(file_name) or "")
+  return (match["case"] or "") if match else None
 
 
 def nifti_stem(file_name: str) -> str | None:

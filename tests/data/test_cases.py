@@ -323,3 +323,12 @@ def test_masks_that_predict_wrote_are_no_images(tmp_path):
   found = search(tmp_path)
   assert [case.name for case in found.cases] == ["P1"]
   assert not found.errors and not found.unused
+
+
+def test_a_case_that_is_called_as_a_part_of_the_head_keeps_its_label_map(tmp_path):
+  touch(
+    tmp_path, *images("skull/skull_", "P1/P1_"), "skull/skull_seg.nii.gz", "P1/brain_seg.nii.gz"
+  )
+  one, other = find_cases(tmp_path)
+  assert (one.name, one.seg) == ("P1", None)
+  assert (other.name, other.seg.name) == ("skull", "skull_seg.nii.gz")

@@ -398,3 +398,12 @@ def test_dated_folders_are_their_patients(tmp_path):
   touch(tmp_path, "P1/2019-01-02/t1ce.nii", "P2/2019-01-02/t1ce.nii")
   assert names(tmp_path) == ["P1_2019-01-02", "P2_2019-01-02"]
   assert names(tmp_path / "P1/2019-01-02/t1ce.nii") == ["P1_2019-01-02"]
+
+
+def test_what_the_user_says_goes_before_channels(tmp_path):
+  folder = nnunet(tmp_path, "X", "Y", names=("FLAIR", "T1w", "T2w", "contrast agent"))
+  patterns = parse_patterns('{"t1ce": "*_0003"}')
+  assert [scan.name for scan in find_scans(folder, T1CE, patterns).cases] == ["X", "Y"]
+  assert find_scans(folder / "Y_0003.nii.gz", T1CE, patterns).cases[0].name == "Y"
+  with pytest.raises(UserError, match=r"has no such channel \(0: FLAIR"):
+    find_scans(folder, T1CE)
