@@ -2,13 +2,14 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from kd_jax.data.case_names import name_all
-from kd_jax.data.file_groups import Group, group_files
+from kd_jax.data.case_names import join_split, name_all
+from kd_jax.data.file_groups import Group, group_files, is_loose_seg
 from kd_jax.data.patients import read_patients
 from kd_jax.data.walk import File, Folder, walk
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, some
@@ -173,12 +174,11 @@ def search(
     groups += own
     errors += bad
     leftovers.append((folder, own, rest))
+  groups = join_split(groups, root)
+  unused += [group.kinds["seg"] for group in groups if is_loose_seg(group)]
+  groups = [group for group in groups if not is_loose_seg(group)]
   notes = name_all(groups, root)
-  homes = {
-    folder.path
-    for folder, own, _ in leftovers
-    if len(own) == 1 and (folder.path != root or own[0].key in ("", root.name))
-  }
+  homes = _homes(groups, root)
   for folder, own, rest in leftovers:
     beside, missed = _leftover(folder, own, rest, homes)
     unused += beside
@@ -186,6 +186,14 @@ def search(
   cases = [_case(group, labels) for group in groups]
   cases = [replace(case, patient=naming.patients.get(case.name, case.patient)) for case in cases]
   return Found(sorted(cases, key=lambda case: case.name), errors, unused, notes)
+
+
+def _homes(groups: Sequence[Group], root: Path) -> set[Path]:
+  """Folders that hold one case alone: what else lies there belongs to it."""
+  here = Path(os.path.abspath(root))
+  count = Counter(group.place for group in groups)
+  alone = [group for group in groups if count[group.place] == 1]
+  return {g.place for g in alone if g.place != here or g.key in ("", here.name)}
 
 
 def _case(group: Group, labels: str) -> Case:
@@ -212,8 +220,8 @@ def _leftover(
     groups: the folder's own.
     homes: folders that hold one case alone.
   """
-  inner = folder.path.parents if not groups else ()
-  whole = any(place in homes for place in (folder.path, *inner))
+  here = Path(os.path.abspath(folder.path))
+  whole = here in homes or (not groups and any(place in homes for place in here.parents))
   belonging, missed = [], []
   for name, path in rest:
     stem = nifti_stem(name) or name

@@ -8,7 +8,7 @@ from pathlib import Path
 from kd_jax.data.own_masks import written_by_us
 from kd_jax.data.walk import File, Folder
 from kd_jax.runtime.errors import CaseError, ConfigError
-from kd_jax.tasks.names import ParsedName, Patterns, label_map_of, parse_name
+from kd_jax.tasks.names import ParsedName, Patterns, label_map_of, names_a_sequence, parse_name
 
 
 @dataclass
@@ -21,6 +21,8 @@ class Group:
     new: whether a file has a name that 2023 introduced.
     name, patient: see case_names.name_all.
     above: the folder whose name comes before the case's, where names repeat.
+    place: the folder of the whole case, where images lie in a folder each.
+    inside: names of the folders below `place`, where these tell cases apart.
   """
 
   key: str
@@ -30,6 +32,8 @@ class Group:
   name: str = ""
   patient: str = ""
   above: Path = Path()
+  place: Path = Path()
+  inside: tuple[str, ...] = ()
 
 
 def group_files(
@@ -55,13 +59,18 @@ def group_files(
   rest = [file for file in rest if not _adopt_own_seg(groups, file)]
   _adopt_odd_seg(groups, errors)
   kept = []
+  apart = names_a_sequence(folder.path.name)  # it may be a case's, whose images lie elsewhere
   for key, group in groups.items():
-    # A label map alone is a prediction or a loose file, unless the folder is named after it.
-    if set(group.kinds) == {"seg"} and key not in ("", folder.path.name):
+    if is_loose_seg(group) and not apart:
       rest += [File(path.name, path) for path in group.kinds.values()]
     elif key not in twice:
       kept.append(group)
   return kept, rest, errors + folder.broken
+
+
+def is_loose_seg(group: Group) -> bool:
+  """A label map alone is a prediction or a loose file, unless the folder is named after it."""
+  return set(group.kinds) == {"seg"} and group.key not in ("", group.folder.name)
 
 
 def _parse_all(

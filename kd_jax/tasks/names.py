@@ -141,6 +141,12 @@ def label_map_of(file_name: str) -> str | None:
   return (match["case"] or "") if match else None
 
 
+def names_a_sequence(folder_name: str) -> bool:
+  """Whether a folder's name is a sequence's, or "seg", and nothing else."""
+  parsed = parse_name(f"{folder_name}.nii")
+  return parsed is not None and not parsed.case
+
+
 def nifti_stem(file_name: str) -> str | None:
   """The name without .nii or .nii.gz; None where it ends with neither."""
   return _NII.sub("", file_name) if _NII.search(file_name) else None

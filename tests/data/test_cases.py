@@ -193,6 +193,15 @@ def images(*places):
     (images("x/P1_", "y/P1_"), {"x_P1": "P1", "y_P1": "P1"}),
     (images("P1/w1/P1_", "P1/visit2/P1_"), {"w1_P1": "P1", "P1_visit2": "P1"}),
     (images("sub-1/ses-1/anat/sub-1_ses-1_"), {"sub-1_ses-1": "sub-1"}),
+    (images("P1/T1/", "P1/T2/"), {"P1_T1": "P1", "P1_T2": "P1"}),  # time points
+    (
+      images("all/P1/week-0/", "all/P1/week-0/auto/native/", "all/P1/week-2/auto/native/")
+      + images("all/P1/week-2/"),
+      {
+        **{"P1_week-0": "P1", "P1_week-2": "P1"},
+        **{"week-0_auto_native": "P1", "week-2_auto_native": "P1"},
+      },
+    ),
     (images("UPENN-GBM-00001_11_", "UPENN-GBM-00001_21_"), dict.fromkeys(
       ("UPENN-GBM-00001_11", "UPENN-GBM-00001_21"), "UPENN-GBM-00001")),
   ],
@@ -332,3 +341,25 @@ def test_a_case_that_is_called_as_a_part_of_the_head_keeps_its_label_map(tmp_pat
   one, other = find_cases(tmp_path)
   assert (one.name, one.seg) == ("P1", None)
   assert (other.name, other.seg.name) == ("skull", "skull_seg.nii.gz")
+
+
+@pytest.mark.parametrize(
+  "form", ["{p}/scans/{m}/NIFTI/{m}.nii.gz", "{p}/{m}/{p}_{m}.nii.gz", "{m}/{p}_{m}.nii"]
+)
+def test_images_that_lie_in_a_folder_for_each_sequence(tmp_path, form):
+  kinds = (*MODALITIES, "seg")
+  touch(tmp_path, *[form.format(p=p, m=m) for p in ("P1", "P2") for m in kinds])
+  found = search(tmp_path)
+  assert [(case.name, len(case.images), case.seg is None) for case in found.cases] == [
+    ("P1", 4, False),
+    ("P2", 4, False),
+  ]
+  assert not found.errors and not found.unused
+
+
+def test_other_images_of_a_session_belong_to_its_case(tmp_path):
+  name = "sub-1/ses-1/{}/sub-1_ses-1_{}.nii.gz"
+  touch(tmp_path, *[name.format("anat", m) for m in ("T1w", "T2w", "FLAIR", "ce-gd_T1w")])
+  touch(tmp_path, name.format("dwi", "dwi"))
+  found = search(tmp_path)
+  assert [path.name for path in found.unused] == ["sub-1_ses-1_dwi.nii.gz"] and not found.errors
