@@ -4,11 +4,13 @@ import atexit
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kd_jax.runtime.errors import UserError
 
+_LATER = 0.05  # seconds
 _INTERRUPTED: list[bool] = []  # one entry for each Ctrl-C
 
 
@@ -24,6 +26,25 @@ def interruptible() -> None:
 
   if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
     signal.signal(signal.SIGINT, note)
+    sys.unraisablehook = _interrupt_again
+
+
+_tell_unraisable = sys.unraisablehook
+
+
+def _interrupt_again(lost: Any) -> None:
+  """Raises a KeyboardInterrupt once more that was lost where nothing can be raised.
+
+  JAX has a callback of the garbage collector; Ctrl-C may come while it runs.
+  """
+  if lost.exc_type is not KeyboardInterrupt:
+    _tell_unraisable(lost)
+    return
+  main = threading.main_thread().ident
+  assert main is not None, "the main thread has begun"
+  timer = threading.Timer(_LATER, signal.pthread_kill, (main, signal.SIGINT))  # wakes it, too
+  timer.daemon = True
+  timer.start()
 
 
 def interrupted() -> bool:
