@@ -11,7 +11,7 @@ from typing import NamedTuple
 from kd_jax.data.cases import Case, loose_case
 from kd_jax.runtime.errors import CaseError, UserError, some
 from kd_jax.runtime.files import load_json
-from kd_jax.tasks.names import parse_name
+from kd_jax.tasks.names import mentioned, parse_name
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>[0-9]{4})\.nii(?:\.gz)?\Z", re.I | re.DOTALL)
 DATASET_JSON = "dataset.json"
@@ -121,8 +121,14 @@ def find_channels(
   scans, errors = [], []
   for case, group in groups.items():
     missing = [m for m in modalities if number_of[m] not in group]
+    said = mentioned(case) or mentioned(os.path.basename(os.path.abspath(folder)))
     if missing:
       errors.append(lacking(case, folder, missing, f"{case}_{number_of[missing[0]]:04}.nii.gz"))
+    elif known is None and said and modalities[0] not in said:
+      by = f"by its name or its folder's this is a {min(said)} image"
+      finding = f"{by}, and the student reads {modalities[0]}"
+      remedy = f"Rename it if its name is wrong, or say what it is in a {DATASET_JSON}."
+      errors.append(CaseError(case, group[0], finding, remedy))
     else:
       scans.append(loose_case(case, {m: group[number_of[m]] for m in modalities}))
   return scans, errors

@@ -29,6 +29,9 @@ _NO_CHANNEL = (
 )
 
 
+_RENAME_FOLDER = "rename the folder if its name is wrong, or explain the file's (docs/names.md)"
+
+
 class Scans(NamedTuple):
   """What an input means.
 
@@ -138,6 +141,8 @@ def _single_file(path: Path, modalities: Sequence[str], patterns: Patterns) -> C
       f"{modality} image, or rename the file if its name is wrong"
     )
   case = parsed.case if parsed else _stem(path)
+  if not (parsed or mentioned(path.name)) and (other := _folder_s_modality(path.parent, modality)):
+    raise UserError(f"{path}: {_finding(other, modality)}; {_RENAME_FOLDER}")
   # As in case folders, t1ce.nii.gz is named after its folder.
   return loose_case(case or name_by_folder(path.parent)[0], {modality: path})
 
@@ -146,6 +151,15 @@ def _other_modality(file_name: str, modality: str) -> str | None:
   """What a name speaks of that is not understood, if it does not speak of the student's."""
   said = mentioned(file_name)
   return None if modality in said else next(iter(sorted(said)), None)
+
+
+def _folder_s_modality(folder: Path, modality: str) -> str | None:
+  """What a folder of images is called after (flair/P1.nii.gz), if that is not the student's."""
+  return _other_modality(os.path.basename(os.path.abspath(folder)), modality)
+
+
+def _finding(other: str, modality: str) -> str:
+  return f"by its folder's name this is a {other} image, and the student reads {modality}"
 
 
 def _only(modalities: Sequence[str], path: Path) -> str:
@@ -216,6 +230,9 @@ def _loose(folder: Path, images: Sequence[Path], modalities: Sequence[str]) -> S
       finding = f"by its name this is a {other} image, and the student reads {modality}"
       remedy = f"Give the {modality} image, or rename the file if its name is wrong."
       errors.append(CaseError(_stem(file), file, finding, remedy))
+    elif not mentioned(file.name) and (other := _folder_s_modality(folder, modality)):
+      remedy = _RENAME_FOLDER.capitalize() + "."
+      errors.append(CaseError(_stem(file), file, _finding(other, modality), remedy))
     else:
       scans.append(loose_case(_stem(file), {modality: file}))
   remedy = "Give its folder, too, or move it: of this one, only the files themselves are read."

@@ -26,12 +26,15 @@ _CONTRAST = "|".join(
     r"post|km|enhanced",
   )
 )
-_WITHOUT = rf"(?:pre|non|no|without|wo){_SEP}?(?:contrast|gad|gd|ce|c)?|native|plain|n"
+_NOT = r"pre|non?|without|wo"
+_WITHOUT = rf"(?:{_NOT}){_SEP}?(?:contrast|gad|gd|ce|c)?|native|plain|n"
+# As it may stand before the T1: non_ce_T1 is no ce_T1.
+_NATIVE = rf"(?:{_NOT}){_SEP}?(?:contrast(?:{_SEP}?enhanced)?|gado?(?:linium)?|gd|ce){_SEP}?{_T1}"
 _FLAIR = r"flair|fla|flr|fl"
 # What a file holds -> the words at the end of its name, lower case.
 _WORDS = {
   "t1ce": rf"{_T1}{_SEP}?(?:{_CONTRAST})|(?:ce|gd|gad){_SEP}?{_T1}|ct1w?",
-  "t1": rf"{_T1}(?:{_SEP}?(?:{_WITHOUT}))?",
+  "t1": rf"{_NATIVE}|{_T1}(?:{_SEP}?(?:{_WITHOUT}))?",
   "flair": rf"(?:t2{_SEP}?w?{_SEP}?)?(?:{_FLAIR})|(?:{_FLAIR}){_SEP}?t2w?|t2f",
   "t2": rf"t2(?:{_SEP}?(?:weighted|wi?))?",
   "seg": rf"(?:tumou?r{_SEP}?)?(?:dseg|segm?|segmentation)|tumou?r{_SEP}?mask",
@@ -58,6 +61,8 @@ _OTHER_MAP = re.compile(
   rf"(?:^|.*{_SEP})(?:brain|parenchyma|tissue|vessels?|skull|csf|gm|wm)\Z",
   re.IGNORECASE | re.DOTALL,
 )
+_CE_T1 = re.compile(r"ce|g", re.IGNORECASE)
+_NEGATED = re.compile(rf"(?:^|.*{_SEP})(?:{_NOT})\Z", re.IGNORECASE | re.DOTALL)
 _TARGET = re.compile(rf"(?:^|.*{_SEP})(?:to|in)\Z", re.IGNORECASE | re.DOTALL)
 _BRAIN = re.compile(rf"{_SEP}(?:brain|bet)\Z", re.IGNORECASE)
 _NEW = re.compile(r"t1n|t1c|t2w|t2f", re.IGNORECASE)  # what 2023 introduced
@@ -69,8 +74,11 @@ _BIDS = re.compile(
   r"_(?P<suffix>T1w|T2w|FLAIR|dseg|T1|T2)\Z",
   re.IGNORECASE,
 )
+# Labels have no separators: acq-noce, acq-space and acq-postop speak of no contrast medium.
 _BIDS_CONTRAST = re.compile(
-  r"_(?:ce-(?!none|no_|pre)[A-Za-z0-9]+|acq-\w*(?:post|contrast|gad|gd|ce)\w*)(?:_|\Z)",
+  rf"_(?:ce-(?!no|pre|without|native)[a-z0-9]+|acq-(?![a-z0-9]*(?:{_NOT})(?:contrast|gad|gd|ce))"
+  r"(?:[a-z0-9]*(?:post(?!er|op|proc)|contrast|gad|gd)|(?:[a-z0-9]*(?:t1w?|mpr(?:age)?|3d))?ce"
+  r"(?=_|\Z|t1|mpr|[23]d))[a-z0-9]*)(?:_|\Z)",
   re.IGNORECASE,
 )
 
@@ -116,6 +124,8 @@ def parse_name(
     if not match or _TARGET.match(match["case"] or ""):  # X_t2_to_t1ce is a t2
       continue
     case, word = match["case"] or "", match["word"]
+    if kind == "t1ce" and _CE_T1.match(word) and _NEGATED.match(case):  # non_ce_t1
+      continue
     if (_OTHER_MAP if kind == "seg" else _SEQUENCE_BEFORE).match(case):
       return None
     return ParsedName(_BRAIN.sub("", case), kind, bool(_NEW.fullmatch(word)))
@@ -156,8 +166,9 @@ def mentioned(file_name: str) -> set[str]:
   """The sequences whose words stand anywhere in a name: axial_T2_tse.nii.gz has t2."""
   stem = nifti_stem(file_name) or file_name
   found, rest = set(), stem
-  for kind in ("t1ce", "flair", "t1", "t2"):  # what holds another's word comes first
-    word = re.compile(rf"(?:^|(?<={_SEP}))(?:{_WORDS[kind]})(?={_SEP}|\Z)", re.IGNORECASE)
+  order = (("t1", _NATIVE), *((kind, _WORDS[kind]) for kind in ("t1ce", "flair", "t1", "t2")))
+  for kind, words in order:  # what holds another's word comes first
+    word = re.compile(rf"(?:^|(?<={_SEP}))(?:{words})(?={_SEP}|\Z)", re.IGNORECASE)
     rest, count = word.subn("", rest)
     if count:
       found.add(kind)

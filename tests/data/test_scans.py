@@ -407,3 +407,30 @@ def test_what_the_user_says_goes_before_channels(tmp_path):
   assert find_scans(folder / "Y_0003.nii.gz", T1CE, patterns).cases[0].name == "Y"
   with pytest.raises(UserError, match=r"has no such channel \(0: FLAIR"):
     find_scans(folder, T1CE)
+
+
+@pytest.mark.parametrize("file", ["P1.nii.gz", "P1_0000.nii.gz"])
+def test_a_folder_that_is_called_after_another_sequence(tmp_path, file):
+  touch(tmp_path / "flair", file)
+  scans, errors, _ = find_scans(tmp_path / "flair", T1CE)
+  assert not scans
+  assert "folder's" in str(errors[0]) and "this is a flair image" in str(errors[0])
+  with pytest.raises(UserError, match=r"this is a flair image.*explain"):
+    find_scans(tmp_path / "flair" / file, T1CE)
+  told = parse_patterns('{"t1ce": "*"}')  # the remedy
+  for path in (tmp_path / "flair", tmp_path / "flair" / file):
+    assert len(find_scans(path, T1CE, told).cases) == 1
+  assert names(tmp_path / "flair", ("flair",))
+
+
+def test_channels_that_speak_of_another_sequence(tmp_path):
+  touch(tmp_path, "P1_t1ce_0000.nii.gz", "P1_t2_0000.nii.gz", "P2_0000.nii.gz")
+  scans, errors, _ = find_scans(tmp_path, T1CE)
+  assert [scan.name for scan in scans] == ["P1_t1ce", "P2"]
+  assert [error.case for error in errors] == ["P1_t2"]
+
+
+def test_files_that_say_they_are_without_contrast_medium(tmp_path):
+  touch(tmp_path, "P1_non_ce_t1_tra.nii.gz")
+  (error,) = find_scans(tmp_path, T1CE).errors
+  assert "this is a t1 image" in str(error)

@@ -26,6 +26,18 @@ PUBLIC = [
   ("sub-01_ses-02_acq-postcontrast_run-1_T1w", "sub-01_ses-02", "t1ce"),
   ("sub-01_ce-none_T1w", "sub-01", "t1"),
   ("sub-01_acq-mprage_space-MNI_T1w", "sub-01", "t1"),
+  ("sub-01_acq-ceMPRAGE_T1w", "sub-01", "t1ce"),
+  ("sub-01_acq-MPRAGEpost_T1w", "sub-01", "t1ce"),
+  ("sub-01_acq-space_T1w", "sub-01", "t1"),  # labels have no separators, and speak of more
+  ("sub-01_acq-reference_T1w", "sub-01", "t1"),
+  ("sub-01_acq-postop_T1w", "sub-01", "t1"),
+  ("sub-01_acq-noce_T1w", "sub-01", "t1"),
+  ("sub-01_acq-precontrast_T1w", "sub-01", "t1"),
+  ("sub-01_ce-nogd_T1w", "sub-01", "t1"),
+  ("P1_non_ce_t1", "P1", "t1"),
+  ("P1-without-gd-T1w", "P1", "t1"),
+  ("P1_pre_gd_t1", "P1", "t1"),
+  ("P1_pre_ct1", "P1_pre", "t1ce"),  # before an operation
   ("sub-01_FLAIR", "sub-01", "flair"),
 ]
 OTHERS = [
