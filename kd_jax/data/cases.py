@@ -157,7 +157,7 @@ def search(
     wanted: of names.KINDS; two files of another kind are no error.
 
   Raises:
-    UserError: no such folder, or one that cannot be read.
+    UserError: no such folder, one that cannot be read, or a table of patients for other cases.
     ConfigError: an unknown convention; patterns of two sequences that fit one file.
   """
   labels = canonical(labels, auto=True)
@@ -184,6 +184,11 @@ def search(
     unused += beside
     errors += missed
   cases = [_case(group, labels) for group in groups]
+  if cases and naming.patients and not any(case.name in naming.patients for case in cases):
+    raise UserError(
+      f"the table of patients names no case of {root}: it has {some(sorted(naming.patients)[:3])}, "
+      f"the cases are called {some(sorted(case.name for case in cases)[:3])}; correct its names"
+    )
   cases = [replace(case, patient=naming.patients.get(case.name, case.patient)) for case in cases]
   return Found(sorted(cases, key=lambda case: case.name), errors, unused, notes)
 

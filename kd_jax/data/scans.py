@@ -13,7 +13,14 @@ from kd_jax.data.own_masks import written_by_us
 from kd_jax.data.walk import dead_link, walk
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, some
 from kd_jax.runtime.files import read_text
-from kd_jax.tasks.names import Patterns, is_label_map, mentioned, nifti_stem, parse_name
+from kd_jax.tasks.names import (
+  Patterns,
+  is_label_map,
+  mentioned,
+  nifti_stem,
+  other_image,
+  parse_name,
+)
 
 _FORMS = (
   "accepted are: a NIfTI file (.nii or .nii.gz), a BraTS case folder or a folder of such cases, an "
@@ -75,6 +82,9 @@ def find_scans(
       file = next(iter(scan.images.values()))
       raise UserError(f"{file}: {scan.name!r} cannot be a scan's name; rename the file")
     key = scan.name.casefold()  # some file systems see no difference between A and a
+    if key in seen and seen[key].images == scan.images:
+      found.notes.append(f"{scan.name} is given twice, and done once")
+      continue
     if key in seen:
       first, second = (next(iter(s.images.values())) for s in (seen[key], scan))
       raise UserError(
@@ -82,7 +92,7 @@ def find_scans(
         "one, or predict them into different folders"
       )
     seen[key] = scan
-  return found._replace(cases=sorted(found.cases, key=lambda scan: scan.name))
+  return found._replace(cases=sorted(seen.values(), key=lambda scan: scan.name))
 
 
 def _find(path: Path, modalities: Sequence[str], patterns: Patterns) -> Scans:
@@ -149,6 +159,8 @@ def _single_file(path: Path, modalities: Sequence[str], patterns: Patterns) -> C
 
 def _other_modality(file_name: str, modality: str) -> str | None:
   """What a name speaks of that is not understood, if it does not speak of the student's."""
+  if other := other_image(file_name):
+    return other
   said = mentioned(file_name)
   return None if modality in said else next(iter(sorted(said)), None)
 
@@ -199,8 +211,8 @@ def _in_folder(folder: Path, modalities: Sequence[str], patterns: Patterns) -> S
   inner = [name for name in ("imagesTs", "imagesTr") if os.path.isdir(folder / name)]
   hint = f"; for an nnU-Net data set give {folder / inner[0]}" if inner else ""
   if found.errors:
-    hint += "; what lies there has names that do not tell: " + some(
-      [os.path.relpath(error.file, folder) for error in found.errors]
+    hint += "; what lies there cannot be used: " + some(
+      [f"{os.path.relpath(error.file, folder)} ({error.finding})" for error in found.errors]
     )
   raise UserError(f"no scan found in {folder}{hint}; {_FORMS}")
 

@@ -105,6 +105,12 @@ def choose_cases(
   found = search(root, convention, naming, (*students[0].architecture.modalities, "seg"))
   if not found.cases:
     raise found.errors[0] if found.errors else no_case(root)
+  untold = [case.name for case in found.cases if naming and case.name not in naming.patients]
+  if naming and naming.patients and untold:
+    terminal.line(
+      f"the table of patients lacks {len(untold)} cases, whose names tell the patient: "
+      f"{some(untold)}"
+    )
   cases, reading = conventions.settle(
     found.cases,
     root,

@@ -61,6 +61,12 @@ _OTHER_MAP = re.compile(
   rf"(?:^|.*{_SEP})(?:brain|parenchyma|tissue|vessels?|skull|csf|gm|wm)\Z",
   re.IGNORECASE | re.DOTALL,
 )
+# Images that no student reads; the short words may be initials elsewhere in a name.
+_OTHER_IMAGE = re.compile(
+  rf"(?:^|.*{_SEP})(?:(?P<any>adc|dwi|swi|dti|asl|cbv|cbf|fmri|t2star)(?:{_SEP}.*)?|"
+  r"(?P<end>ct|pet|pdw?))\Z",
+  re.IGNORECASE | re.DOTALL,
+)
 _CE_T1 = re.compile(r"ce|g", re.IGNORECASE)
 _NEGATED = re.compile(rf"(?:^|.*{_SEP})(?:{_NOT})\Z", re.IGNORECASE | re.DOTALL)
 _TARGET = re.compile(rf"(?:^|.*{_SEP})(?:to|in)\Z", re.IGNORECASE | re.DOTALL)
@@ -160,6 +166,12 @@ def names_a_sequence(folder_name: str) -> bool:
 def nifti_stem(file_name: str) -> str | None:
   """The name without .nii or .nii.gz; None where it ends with neither."""
   return _NII.sub("", file_name) if _NII.search(file_name) else None
+
+
+def other_image(file_name: str) -> str | None:
+  """The word of an image that no student reads: P1_adc_to_t1ce.nii.gz has adc."""
+  match = _OTHER_IMAGE.match(nifti_stem(file_name) or file_name)
+  return (match["any"] or match["end"]).lower() if match else None
 
 
 def mentioned(file_name: str) -> set[str]:

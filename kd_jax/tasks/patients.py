@@ -9,7 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 _SEP = r"[_\-. ]"
-_DATE = r"(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d|[0-3]\d[-_.][01]\d[-_.](?:19|20)\d\d"
+_DATE = (
+  r"(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d|"
+  r"(?:[0-3]\d[-_.][01]\d|[01]\d[-_.][0-3]\d)[-_.](?:19|20)\d\d"
+)
 # A time point in words, with its number.
 _POINT = (
   rf"(?:ses(?:sion)?|visit|week|month|time{_SEP}?point|tp|time|fu|follow{_SEP}?up|baseline|"
@@ -19,16 +22,23 @@ _TIME_POINT = re.compile(rf"(?:{_DATE}|{_POINT})\Z", re.IGNORECASE)
 _PATIENT = [
   re.compile(pattern, re.IGNORECASE | re.DOTALL)
   for pattern in (
-    r"(BraTS-[A-Za-z]+-\d+)-\d+",
-    r"(UPENN-GBM-\d+)_\d+",
-    r"(UCSF-PDGM-\d+)_FU\w*",
+    r"(BraTS[-_][A-Za-z]+[-_]\d+)[-_]\d+",
+    r"(UPENN[-_]GBM[-_]\d+)_\d+",
+    r"(UCSF[-_]PDGM[-_]\d+)_FU\w*",
     r"(sub-[A-Za-z0-9]+)(?:_.*)?",  # BIDS
     rf"(.*?[A-Za-z0-9]){_SEP}(?:{_POINT})(?:{_SEP}(?:{_DATE}))?",
-    rf"(.*?[A-Za-z0-9]){_SEP}(?:{_DATE})",
+    rf"(.*?[A-Za-z0-9]){_SEP}(?:{_DATE})(?:[T_\-. ]?\d{{1,6}})?",  # with an hour, or a number
   )
 ]
+# What may be a time point, or may be a part of a patient's name.
+_STAGE = (
+  rf"(?:pre|post){_SEP}?(?:rt|ct|chemo|treatment|surgery)?|before|after|early|late|first|last|"
+  r"initial|primary|recurren(?:t|ce)|relapse|progression|"
+  rf"\d{{1,3}}{_SEP}?(?:d|w|m|mo|y|days?|weeks?|months?|years?)|(?:19|20)\d\d(?:[-_.][01]\d)?"
+)
 _NUMBERED = re.compile(
-  rf"(.*[A-Za-z0-9]){_SEP}?(?:[a-z]|{_SEP}[a-z]{{0,5}}\d{{1,3}})\Z", re.I | re.DOTALL
+  rf"(.*?[A-Za-z0-9])(?:(?:{_SEP}|(?<=\d))[a-z]|{_SEP}(?:[a-z]{{0,5}}\d{{1,3}}|(?:{_STAGE}){_SEP}?\d?))\Z",
+  re.I | re.DOTALL,
 )
 _MOST_POINTS = 9  # more names that differ by a number only are a list of patients
 
@@ -47,7 +57,8 @@ def is_time_point(folder_name: str) -> bool:
 
 
 def unjoined(patients: Iterable[str]) -> list[list[str]]:
-  """Groups of patients whose names differ as time points might: A_1 and A_2 beside B_1 and B_2.
+  """Groups of patients whose names differ as time points might: A_1 and A_2, B_pre and B_post, or
+  C and C_2.
 
   Running numbers behind one word (Case_1, Case_2, ...) are no such group.
   """
@@ -58,4 +69,7 @@ def unjoined(patients: Iterable[str]) -> list[list[str]]:
       groups[match[1]].append(name)
   if list(groups.values()) == [names]:  # one word before all numbers
     return []
+  for name in names:
+    if name in groups:
+      groups[name].insert(0, name)
   return [group for group in groups.values() if 1 < len(group) <= _MOST_POINTS]

@@ -60,6 +60,13 @@ def test_names_that_look_like_time_points_are_told_until_a_table_says_whose_they
   assert "lacks 1 cases, whose names tell the patient: B_2" in prepare(tmp_path, **more)[2][0]
 
 
+def test_a_table_of_other_cases_is_refused(tmp_path):
+  make_case(tmp_path / "data" / "A_1")
+  (tmp_path / "who.csv").write_text("case,patient\nA_1.nii.gz,A\n")
+  with pytest.raises(UserError, match=r"names no case of .*it has A_1.nii.gz, .* called A_1;"):
+    prepare(tmp_path, patients=str(tmp_path / "who.csv"))
+
+
 def test_names_of_files_can_be_explained(tmp_path):
   folder = make_case(tmp_path / "data" / "A")
   for modality, name in (("t1ce", "post"), ("t1", "pre")):

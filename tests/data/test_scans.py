@@ -434,3 +434,30 @@ def test_files_that_say_they_are_without_contrast_medium(tmp_path):
   touch(tmp_path, "P1_non_ce_t1_tra.nii.gz")
   (error,) = find_scans(tmp_path, T1CE).errors
   assert "this is a t1 image" in str(error)
+
+
+@pytest.mark.parametrize(
+  "file", ["P1_adc.nii.gz", "P1_DWI_b1000.nii", "P1_adc_to_t1ce.nii", "CT.nii"]
+)
+def test_images_that_no_student_reads(tmp_path, file):
+  touch(tmp_path, file, "P2.nii.gz")
+  scans, (error,), _ = find_scans(tmp_path, T1CE)
+  assert [scan.name for scan in scans] == ["P2"]
+  assert "by its name this is a" in str(error) and file in str(error)
+  with pytest.raises(UserError, match=r"by its name this is a (adc|dwi|ct) image"):
+    find_scans(tmp_path / file, T1CE)
+
+
+def test_a_folder_where_nothing_can_be_used_says_why(tmp_path):
+  (tmp_path / "P1").symlink_to(tmp_path / "nowhere")
+  touch(tmp_path / "A", "A_t1ce.nii", "A_t1ce.nii.gz")
+  with pytest.raises(UserError, match=r"P1 \(a link to.*A_t1ce.nii.gz \(two t1ce files"):
+    find_scans(tmp_path, T1CE)
+
+
+def test_a_scan_that_a_list_has_twice_is_done_once(tmp_path):
+  touch(tmp_path / "in", "P1_t1ce.nii.gz")
+  (tmp_path / "list.txt").write_text("in/P1_t1ce.nii.gz\nin\n")
+  scans, errors, notes = find_scans(tmp_path / "list.txt", T1CE)
+  assert [scan.name for scan in scans] == ["P1"] and not errors
+  assert notes == ["P1 is given twice, and done once"]

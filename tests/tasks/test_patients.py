@@ -59,11 +59,30 @@ def test_names_that_look_like_time_points_are_grouped():
   assert unjoined(["A_1", "A_2", "B_1", "B_2", "C_1"]) == [["A_1", "A_2"], ["B_1", "B_2"]]
   assert unjoined(["P1a", "P1b", "P2", "P3"]) == [["P1a", "P1b"]]
   assert unjoined(["P1_day2", "P1_day9", "P2_day1"]) == [["P1_day2", "P1_day9"]]
+  assert unjoined(["P1_pre", "P1_post", "P2_pre"]) == [["P1_post", "P1_pre"]]
+  assert unjoined(["P1_3m", "P1_12months", "P2_3m"]) == [["P1_12months", "P1_3m"]]
+  assert unjoined(["P1", "P1_recurrence", "P2", "P3"]) == [["P1", "P1_recurrence"]]
+  assert unjoined(["P1", "P1_2", "P2", "P3"]) == [["P1", "P1_2"]]
+
+
+@pytest.mark.parametrize(
+  ("name", "patient"),
+  [
+    ("P1_20190102_143000", "P1"),
+    ("P1_2019-01-02_2", "P1"),
+    ("P1_12-24-1996", "P1"),
+    ("BraTS_GLI_00005_100", "BraTS_GLI_00005"),
+    ("BraTS20_Training_355", "BraTS20_Training_355"),
+  ],
+)
+def test_other_ways_to_write_a_time_point(name, patient):
+  assert patient_of(name) == patient
 
 
 def test_running_numbers_are_no_time_points():
   assert unjoined([f"Demo_{k:03}" for k in range(5)]) == []
   assert unjoined([f"site{s}_{k}" for s in (1, 2) for k in range(20)]) == []
   assert unjoined(["Brats18_2013_3_1", "Brats18_2013_4_1", "Brats18_CBICA_APR_1"]) == []
+  assert unjoined(["anna", "anne", "maria", "mariab"]) == []
   assert unjoined(["A", "B", "C"]) == unjoined([]) == []
   assert unjoined(f"Case_{k}" for k in range(3)) == []
