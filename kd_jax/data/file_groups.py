@@ -57,7 +57,7 @@ def group_files(
       errors.append(CaseError(name, file.path, finding, remedy))
     group.kinds[parsed.kind] = file.path
   rest = [file for file in rest if not _adopt_own_seg(groups, file)]
-  _adopt_odd_seg(groups, errors)
+  _adopt_odd_seg(groups, errors, folder.path == root)
   kept = []
   apart = names_a_sequence(folder.path.name)  # it may be a case's, whose images lie elsewhere
   for key, group in groups.items():
@@ -107,15 +107,18 @@ def _adopt_own_seg(groups: dict[str, Group], file: File) -> bool:
   return True
 
 
-def _adopt_odd_seg(groups: dict[str, Group], errors: list[CaseError]) -> None:
+def _adopt_odd_seg(groups: dict[str, Group], errors: list[CaseError], top: bool) -> None:
   """Give a folder's only case without a seg the label map that goes by another name.
 
-  A common copy of 2020 has W39_1998.09.19_Segm.nii as the label map of BraTS20_Training_355.
+  A common copy of 2020 has W39_1998.09.19_Segm.nii as the label map of BraTS20_Training_355. At the
+  top, unless that is the case's own folder, it is another case's: all may lie there.
   """
   with_images = [group for group in groups.values() if set(group.kinds) - {"seg"}]
   if len(with_images) != 1 or "seg" in with_images[0].kinds:
     return
   (case,) = with_images
+  if top and case.key not in ("", os.path.basename(os.path.abspath(case.folder))):
+    return
   odd = [group for group in groups.values() if group is not case]
   if len(odd) == 1:
     case.kinds["seg"] = odd[0].kinds["seg"]

@@ -363,3 +363,13 @@ def test_other_images_of_a_session_belong_to_its_case(tmp_path):
   touch(tmp_path, name.format("dwi", "dwi"))
   found = search(tmp_path)
   assert [path.name for path in found.unused] == ["sub-1_ses-1_dwi.nii.gz"] and not found.errors
+
+
+def test_at_the_top_no_case_takes_another_one_s_label_map(tmp_path):
+  """In a case's own folder a label map may have an odd name; where all lie together, not."""
+  for folder in ("flat", "P1"):
+    touch(tmp_path, *images(f"{folder}/P1_"), f"{folder}/P2_seg.nii.gz")
+  (flat,) = search(tmp_path / "flat").cases
+  assert flat.name == "P1" and flat.seg is None
+  (own,) = search(tmp_path / "P1").cases
+  assert own.seg == tmp_path / "P1" / "P2_seg.nii.gz"
