@@ -166,8 +166,8 @@ def _judge(
       "cannot be used, as NCR, ED and ET are not told apart; if 1 is NCR, "
       f"{_say(flag, *_YEARS[:2])}"
     )
-  if name_says == "brats-ped" and not truths:
-    return _judge_children(there, flag)
+  if name_says == "brats-ped":
+    return _judge_children(there, flag, truths)
   if name_says is not None and name_says not in _YEARS:
     return name_says, "as the truths are"
   if not own:
@@ -195,7 +195,15 @@ def _judge(
   )
 
 
-def _judge_children(there: set[int], flag: str) -> tuple[str, str]:
+def _judge_children(there: set[int], flag: str, truths: Reading | None) -> tuple[str, str]:
+  """As _judge, of the two conventions of BraTS-PED. With truths, it is theirs that is later."""
+  if truths:
+    if 3 in there and 4 in truths.labels - there:  # cysts without any oedema, or ET
+      raise ConfigError(
+        "the truths are BraTS-PED's with ET = 1 and ED = 4, and these masks have a 3 and no 4, as "
+        f"those of 2023 with ET = 3; {_say(flag, 'brats2023', 'brats-ped')}"
+      )
+    return "brats-ped", "as the truths are"
   if 4 in there or not there:
     return "brats-ped", "by names and contents"
   raise ConfigError(
@@ -240,6 +248,11 @@ def _add(
       reading.dropped[name] = dropped
   if there == {1}:
     reading.warnings.append(f"{what}, and hold no label but 1: whole tumours would be read as NCR")
+  elif alone := [name for name, contents in own.items() if contents.voxels.keys() == {1}]:
+    reading.warnings.append(
+      f"{_count(len(alone))} of {len(names)} ({some(alone)}) hold no label but 1: make sure that "
+      "these are no masks of whole tumours, which are read as one class"
+    )
   if contradiction := anatomy.contradiction(convention, list(own.values())):
     reading.warnings.append(f"{what}, but {contradiction}; {_say(flag)}" if flag else contradiction)
 

@@ -54,12 +54,7 @@ def score_against(
     CaseError: the label map cannot be used, or they do not lie in one space.
   """
   path, convention = case.label_map
-  try:
-    truth = nifti.read(path)
-    classes = labels.to_classes(truth.data, convention, truth.step)
-  except ValueError as e:
-    remedy = "Correct the file, or say with --labels what its numbers mean."
-    raise CaseError(case.name, path, str(e), remedy) from e
+  truth, classes = read_classes(case.name, path, convention, "--labels")
   if difference := _other_space(*((scan, truth) if mask else (truth, scan))):
     if mask:
       finding = f"{difference} of the truth {path}"
@@ -70,6 +65,21 @@ def score_against(
   if not mask and (odd := check_labels(classes, [scan.data])) and odd.severity == "error":
     raise CaseError(case.name, path, odd.text, odd.remedy)
   return score_case(predicted, classes, truth.voxel_mm, empty_hd95(convention))
+
+
+def read_classes(
+  case: str, path: Path, convention: str, flag: str
+) -> tuple[nifti.Volume, np.ndarray]:
+  """A label map and its classes. CaseError if it is none; flag: what says how to read it."""
+  try:
+    volume = nifti.read(path)
+  except ValueError as e:  # whatever its numbers mean
+    raise CaseError(case, path, str(e), "Correct the file, or take it away.") from e
+  try:
+    return volume, labels.to_classes(volume.data, convention, volume.step)
+  except ValueError as e:
+    remedy = f"Correct the file, or say with {flag} what its numbers mean."
+    raise CaseError(case, path, str(e), remedy) from e
 
 
 def _other_space(volume: nifti.Volume, other: nifti.Volume) -> str:

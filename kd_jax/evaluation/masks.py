@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.data import conventions as conventions_lib
-from kd_jax.data import masks, nifti
+from kd_jax.data import masks
 from kd_jax.data.cases import Case, search
 from kd_jax.evaluation import summary as scores_lib
 from kd_jax.evaluation.case_results import (
@@ -19,6 +20,7 @@ from kd_jax.evaluation.case_results import (
   check_any,
   data_facts,
   packed,
+  read_classes,
   score_against,
 )
 from kd_jax.report.illustrate import illustrate
@@ -156,12 +158,7 @@ def _score_all(jobs: Sequence[Job]) -> Iterator[tuple[str, Callable]]:
 
 def _score_mask(case: Case, path: Path, convention: str) -> tuple[dict[str, float], tuple]:
   """In a worker process: the scores of one file, and its classes, packed."""
-  try:
-    volume = nifti.read(path)
-    predicted = labels.to_classes(volume.data, convention, volume.step)
-  except ValueError as e:
-    remedy = "Correct the file, or say with --prediction_labels what its numbers mean."
-    raise CaseError(case.name, path, str(e), remedy) from e
+  volume, predicted = read_classes(case.name, path, convention, "--prediction_labels")
   return score_against(case, predicted, volume, path), packed(predicted)
 
 
@@ -171,7 +168,7 @@ def _truths(
   """BraTS cases with their images, or loose label maps; what is none; how their labels are read."""
   if not root.is_dir():
     raise UserError(f"no folder {root}")
-  cases, lost, *_ = search(root, convention, wanted=("seg",))
+  cases, lost, unused, _ = search(root, convention, wanted=("seg",))
   if not any(case.seg for case in cases):
     if unclear := [error for error in lost if parse_name(Path(error.file).name)]:
       raise unclear[0]
@@ -181,6 +178,8 @@ def _truths(
       Case(name, name, path.parent, {}, path, labels.by_name(name, None))
       for name, path in loose.items()
     ]
+  else:
+    cases += _loose_among(cases, root, unused)
   cases, reading = conventions_lib.settle(
     cases,
     root,
@@ -191,6 +190,29 @@ def _truths(
   )
   _tell("truths", reading, reading.conventions, terminal)
   return cases, lost, reading
+
+
+def _loose_among(cases: Sequence[Case], root: Path, unused: Sequence[Path]) -> list[Case]:
+  """Label maps without images in a folder where other cases have some: they are truths as well.
+
+  What lies in or below a folder with one case (older versions of its label map) is not.
+  """
+  count = Counter(case.folder for case in cases)
+  alone = [case for case in cases if count[case.folder] == 1]
+  homes = {case.folder for case in alone if case.folder != root or case.name == root.name}
+  taken = {case.name for case in cases}
+  found: dict[str, Path] = {}
+  for path in unused:
+    kind = parse_name(path.name)
+    if kind is None or kind.kind != "seg" or kind.case in taken or homes & set(path.parents):
+      continue
+    if kind.case in found:
+      raise UserError(f"two truths of {kind.case}: {found[kind.case]} and {path}; keep one")
+    found[kind.case] = path
+  return [
+    Case(name, name, path.parent, {}, path, labels.by_name(name, None))
+    for name, path in found.items()
+  ]
 
 
 def _without_images(root: Path, found: dict[str, Path]) -> dict[str, Path]:

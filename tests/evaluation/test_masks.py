@@ -194,3 +194,54 @@ def test_what_is_no_case_among_the_truths_is_named(tmp_path, terminal):
   assert "a link to /mnt/absent/case1, which is not there" in summary["failed"]["case1"]
   with pytest.raises(UserError, match="2 cases could not be scored"):
     check_complete(summary)
+
+
+def test_truths_without_images_count_beside_those_with(tmp_path, terminal):
+  """They were passed over in silence, and their masks were said to have no truth."""
+  truth = tmp_path / "truth"
+  home = make_case(truth / "case0", affine=LARGE)
+  write(home / "old" / "draft_seg.nii.gz", seg(), LARGE)  # a case's own other map is no truth
+  write(truth / "case1_seg.nii.gz", seg(), LARGE)
+  write(truth / "case2_t1ce.nii.gz", images()["t1ce"], LARGE)  # its label map is not case1's
+  for i in range(3):
+    write(tmp_path / "masks" / f"case{i}.nii.gz", seg(), LARGE)
+  summary = evaluate_masks(tmp_path / "masks", truth, AUTO, tmp_path / "out", terminal)
+  assert summary["data"]["cases"] == 2 and set(summary["failed"]) == {"case2"}
+  assert summary["notes"] == []
+  write(truth / "site" / "case1_seg.nii.gz", seg(), LARGE)
+  with pytest.raises(UserError, match="two truths of case1"):
+    evaluate_masks(tmp_path / "masks", truth, AUTO, tmp_path / "out", terminal)
+
+
+def test_a_whole_tumour_among_masks_of_classes_is_named(tmp_path, terminal):
+  for name in ("a", "b"):
+    for folder in ("truth", "masks"):
+      write(tmp_path / folder / f"{name}.nii.gz", seg())
+  write(tmp_path / "masks" / "b.nii.gz", (seg() > 0).astype(np.uint8))
+  summary = evaluate_masks(tmp_path / "masks", tmp_path / "truth", AUTO, tmp_path / "out", terminal)
+  (note,) = summary["notes"]
+  assert note.startswith("predictions: 1 label map of 2 (b) hold no label but 1: make sure")
+
+
+def test_masks_of_2023_against_later_truths_of_children(tmp_path, terminal):
+  """ET = 3 was read as cysts: ET Dice 0, in silence."""
+  name = "BraTS-PED-00001-000"
+  write(tmp_path / "truth" / name / f"{name}-seg.nii.gz", from_classes(CLASSES, "brats-ped"))
+  write(tmp_path / "masks" / f"{name}.nii.gz", from_classes(CLASSES, "brats2023"))
+  folders = tmp_path / "masks", tmp_path / "truth"
+  with pytest.raises(ConfigError, match="say --prediction_labels=brats2023 or --pred"):
+    evaluate_masks(*folders, AUTO, tmp_path / "out", terminal)
+  said = ("auto", "brats2023")
+  assert (
+    evaluate_masks(*folders, said, tmp_path / "out", terminal)["regions"]["ET"]["dice"]["mean"] == 1
+  )
+
+
+def test_a_file_that_cannot_be_read_is_no_matter_of_labels(tmp_path, terminal):
+  for name in ("a", "b"):
+    for folder in ("truth", "masks"):
+      write(tmp_path / folder / f"{name}.nii.gz", seg())
+  write(tmp_path / "masks" / "b.nii.gz", np.stack([seg()] * 3, axis=-1))
+  summary = evaluate_masks(tmp_path / "masks", tmp_path / "truth", AUTO, tmp_path / "out", terminal)
+  reason = summary["failed"]["b"]
+  assert "expected a 3-D volume" in reason and "_labels" not in reason
