@@ -177,7 +177,9 @@ def search(
   groups = join_split(groups, root)
   unused += [group.kinds["seg"] for group in groups if is_loose_seg(group)]
   groups = [group for group in groups if not is_loose_seg(group)]
-  notes = name_all(groups, root)
+  notes = name_all(groups, root) + _told_again(
+    [f for folder, _, _ in leftovers for f in folder.again]
+  )
   homes = _homes(groups, root)
   for folder, own, rest in leftovers:
     beside, missed = _leftover(folder, own, rest, homes)
@@ -191,6 +193,13 @@ def search(
     )
   cases = [replace(case, patient=naming.patients.get(case.name, case.patient)) for case in cases]
   return Found(sorted(cases, key=lambda case: case.name), errors, unused, notes)
+
+
+def _told_again(folders: Sequence[Path]) -> list[str]:
+  if not folders:
+    return []
+  names = some([path.name for path in folders])
+  return [f"{len(folders)} folders are links to folders that are read already: {names}"]
 
 
 def _homes(groups: Sequence[Group], root: Path) -> set[Path]:

@@ -83,8 +83,8 @@ def find_scans(
       raise UserError(f"{file}: {scan.name!r} cannot be a scan's name; rename the file")
     key = scan.name.casefold()  # some file systems see no difference between A and a
     if key in seen and seen[key].images == scan.images:
-      found.notes.append(f"{scan.name} is given twice, and done once")
-      continue
+      file = next(iter(scan.images.values()))
+      raise UserError(f"two scans named {scan.name} are one, {file}: {path} gives it twice")
     if key in seen:
       first, second = (next(iter(s.images.values())) for s in (seen[key], scan))
       raise UserError(
@@ -92,7 +92,7 @@ def find_scans(
         "one, or predict them into different folders"
       )
     seen[key] = scan
-  return found._replace(cases=sorted(seen.values(), key=lambda scan: scan.name))
+  return found._replace(cases=sorted(found.cases, key=lambda scan: scan.name))
 
 
 def _find(path: Path, modalities: Sequence[str], patterns: Patterns) -> Scans:
@@ -207,7 +207,7 @@ def _in_folder(folder: Path, modalities: Sequence[str], patterns: Patterns) -> S
     scans, errors = _brats_scans(cases, modalities, found.unused)
     return Scans(scans, errors + found.errors, found.notes + told_unused(found.unused, folder))
   if images:
-    return _loose(folder, images, modalities)
+    return _loose(folder, images, modalities, patterns)
   inner = [name for name in ("imagesTs", "imagesTr") if os.path.isdir(folder / name)]
   hint = f"; for an nnU-Net data set give {folder / inner[0]}" if inner else ""
   if found.errors:
@@ -233,9 +233,15 @@ def _brats_scans(
   return scans, errors
 
 
-def _loose(folder: Path, images: Sequence[Path], modalities: Sequence[str]) -> Scans:
+def _loose(
+  folder: Path, images: Sequence[Path], modalities: Sequence[str], patterns: Patterns
+) -> Scans:
   """A folder of files of one modality, whatever their names."""
   modality = _only(modalities, folder)
+  if modality in patterns:  # then what does not fit is something else
+    given = " and ".join(patterns[modality])
+    files = some([file.name for file in images])
+    raise UserError(f"{given} of the names given fits no file of {folder}, which holds {files}")
   scans, errors = [], []
   for file in images:
     if other := _other_modality(file.name, modality):

@@ -35,12 +35,14 @@ class Folder(NamedTuple):
     files: its NIfTI files by name, links to nowhere among them: reading says what is wrong.
     broken: what cannot be an image, and no folder to look into either.
     foreign: its images of other formats.
+    again: folders in it that are links to one that was read already.
   """
 
   path: Path
   files: list[File]
   broken: list[CaseError]
   foreign: list[Path]
+  again: list[Path]
 
 
 def walk(root: Path) -> list[Folder]:
@@ -49,23 +51,26 @@ def walk(root: Path) -> list[Folder]:
   Raises:
     UserError: a folder that cannot be read.
   """
-  found: list[Folder] = []
+  found: dict[Path, Folder] = {}
   seen, waiting = set(), [root]
   while waiting:
     path = waiting.pop()
     real = os.path.realpath(path)
-    if real in seen:  # a link back up, or to a folder that was visited already
+    if real in seen:
+      above = Path(os.path.realpath(path.parent))
+      if Path(real) not in (above, *above.parents):  # a link back up hides nothing
+        found[path.parent].again.append(path)
       continue
     seen.add(real)
     folder, inner = _look(path)
-    found.append(folder)
+    found[path] = folder
     waiting += reversed(inner)
-  return found
+  return list(found.values())
 
 
 def _look(path: Path) -> tuple[Folder, list[Path]]:
   """A folder's content, and the folders in it."""
-  folder, inner = Folder(path, [], [], []), []
+  folder, inner = Folder(path, [], [], [], []), []
   for entry in sorted(visible(path)):
     mode, nifti = _mode(entry), nifti_stem(entry.name) is not None
     if stat.S_ISDIR(mode) and nifti:

@@ -373,3 +373,12 @@ def test_at_the_top_no_case_takes_another_one_s_label_map(tmp_path):
   assert flat.name == "P1" and flat.seg is None
   (own,) = search(tmp_path / "P1").cases
   assert own.seg == tmp_path / "P1" / "P2_seg.nii.gz"
+
+
+def test_a_folder_that_is_reached_twice_is_read_once_and_told(tmp_path):
+  make_case(tmp_path / "A")
+  (tmp_path / "B").symlink_to("A")
+  (tmp_path / "A" / "up").symlink_to("..")  # leads nowhere new
+  found = search(tmp_path)
+  assert [case.name for case in found.cases] == ["A"] and not found.errors
+  assert found.notes == ["1 folders are links to folders that are read already: B"]

@@ -455,9 +455,14 @@ def test_a_folder_where_nothing_can_be_used_says_why(tmp_path):
     find_scans(tmp_path, T1CE)
 
 
-def test_a_scan_that_a_list_has_twice_is_done_once(tmp_path):
+def test_a_scan_that_a_list_has_twice_need_not_be_renamed(tmp_path):
   touch(tmp_path / "in", "P1_t1ce.nii.gz")
   (tmp_path / "list.txt").write_text("in/P1_t1ce.nii.gz\nin\n")
-  scans, errors, notes = find_scans(tmp_path / "list.txt", T1CE)
-  assert [scan.name for scan in scans] == ["P1"] and not errors
-  assert notes == ["P1 is given twice, and done once"]
+  with pytest.raises(UserError, match=r"two scans named P1 are one, .*list.txt gives it twice"):
+    find_scans(tmp_path / "list.txt", T1CE)
+
+
+def test_patterns_that_fit_nothing_are_not_passed_over(tmp_path):
+  touch(tmp_path, "P1_post.nii.gz", "P1_pre.nii.gz")
+  with pytest.raises(UserError, match=r"\*contrast\* of the names given fits no file .* P1_post"):
+    find_scans(tmp_path, T1CE, parse_patterns('{"t1ce": "*contrast*"}'))
