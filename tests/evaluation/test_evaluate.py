@@ -12,6 +12,7 @@ import pytest
 from runs import make_data, make_run
 from synthetic import LARGE, images, make_case, seg, write
 
+from kd_jax.data.cases import Naming
 from kd_jax.evaluation.case_results import check_complete
 from kd_jax.evaluation.choice import Choice
 from kd_jax.evaluation.masks import evaluate_masks
@@ -116,6 +117,20 @@ def test_training_subjects_are_known_by_their_images(place, terminal, tmp_path):
   renamed_copy(place, trained, tmp_path / "year" / "Other_001")
   with pytest.raises(UserError, match="Other_001: the same t1ce image"):
     evaluate(predictor(place / "fold0"), Choice(data_root=tmp_path / "year"), None, terminal)
+
+
+def test_what_names_leave_open_is_told(place, terminal, tmp_path):
+  for case in ("Other_001", "Other_002"):
+    make_case(tmp_path / "other" / case, seed=77, affine=LARGE)
+  (tmp_path / "other" / "Other_001" / "Other_001_mask.nii.gz").touch()
+  trained = rows_of_fold(place, 1)[0]
+  naming = Naming(patients={"Other_001": trained})
+  choice = Choice(data_root=tmp_path / "other", naming=naming)
+  with pytest.raises(UserError, match=f"Other_001: same patient id {trained}"):
+    evaluate(predictor(place / "fold0"), choice, None, terminal)
+  told = terminal.console.file.getvalue()
+  assert "1 other files beside the cases are not read: Other_001/Other_001_mask.nii.gz" in told
+  assert "the table of patients lacks 1 cases, whose names tell the patient: Other_002" in told
 
 
 def rows_of_fold(place: Path, fold: int) -> list[str]:
