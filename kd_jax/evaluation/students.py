@@ -30,9 +30,10 @@ from kd_jax.prediction.student import Student
 from kd_jax.report.illustrate import illustrate
 from kd_jax.runs.log import read_numbers
 from kd_jax.runtime import processes
-from kd_jax.runtime.errors import CaseError, UserError
+from kd_jax.runtime.errors import CaseError, UserError, some
 from kd_jax.runtime.files import check_folder
 from kd_jax.runtime.terminal import Terminal
+from kd_jax.tasks.patients import likely_patient
 
 _CONTENT_THREADS = 4
 
@@ -177,14 +178,27 @@ def find_training_subjects(
 
 def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:
   """Sentences that belong to the numbers."""
+  notes = []
+  trained = [subject for student in students for subject in student.train]
+  likely = [
+    subjects_lib.Subject(case.name, before, "", {})
+    for case in cases
+    if (before := likely_patient(case.patient))
+  ]
+  if names := list(subjects_lib.find_known(likely, trained)):
+    notes.append(
+      f"warning: {len(names)} cases have names that look like time points of training subjects: "
+      f"{some(names)}. If they are, their scores say nothing about new patients: say whose they "
+      "are, with --patients"
+    )
   chosen = "the checkpoint was"
   if any(student.training.get("chosen_by_validation") for student in students):
     chosen = "the checkpoint and the minimum sizes of postprocessing were"
   chosen_by = [subject for student in students for subject in student.val]
   here = [subjects_lib.Subject(case.name, case.patient, "", {}) for case in cases]
   if count := len(subjects_lib.find_known(here, chosen_by)):
-    return [
+    notes.append(
       f"{chosen} chosen by scores on validation cases; {count} of these {len(cases)} cases were "
       "among them, so their scores are slightly optimistic"
-    ]
-  return []
+    )
+  return notes

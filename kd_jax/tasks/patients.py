@@ -51,6 +51,12 @@ def patient_of(name: str) -> str:
   return name
 
 
+def likely_patient(patient: str) -> str | None:
+  """What stands before what may be a time point: A of A_2 and of A_pre. None for other names."""
+  match = _NUMBERED.fullmatch(patient)
+  return match[1] if match else None
+
+
 def is_time_point(folder_name: str) -> bool:
   """Whether a folder's name is a date, a session, a visit: not an id of its own."""
   return _TIME_POINT.match(folder_name) is not None
@@ -65,8 +71,8 @@ def unjoined(patients: Iterable[str]) -> list[list[str]]:
   groups: dict[str, list[str]] = defaultdict(list)
   names = sorted(set(patients))
   for name in names:
-    if match := _NUMBERED.fullmatch(name):
-      groups[match[1]].append(name)
+    if before := likely_patient(name):
+      groups[before].append(name)
   if list(groups.values()) == [names]:  # one word before all numbers
     return []
   for name in names:

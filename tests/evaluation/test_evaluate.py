@@ -133,6 +133,14 @@ def test_what_names_leave_open_is_told(place, terminal, tmp_path):
   assert "the table of patients lacks 1 cases, whose names tell the patient: Other_002" in told
 
 
+def test_names_like_time_points_of_training_subjects_are_told(place, terminal, tmp_path):
+  later = rows_of_fold(place, 1)[0] + "_late"
+  make_case(tmp_path / "other" / later, seed=77, affine=LARGE)
+  choice = Choice(data_root=tmp_path / "other")
+  summary = evaluate(predictor(place / "fold0"), choice, tmp_path / "out", terminal)
+  assert any(f"time points of training subjects: {later}" in note for note in summary["notes"])
+
+
 def rows_of_fold(place: Path, fold: int) -> list[str]:
   """Cases that fold 0's run was trained on: another fold's validation cases."""
   return validation_cases(place / "fold0", fold)
