@@ -116,7 +116,7 @@ def find_channels(
     if channel.number in group:
       raise UserError(f"two files for one channel: {group[channel.number]} and {file}; keep one")
     group[channel.number] = file
-  number_of = _numbers(folder, groups, known, modalities)
+  number_of = numbers(folder, groups, known, modalities)
 
   scans, errors = [], []
   for case, group in groups.items():
@@ -143,7 +143,7 @@ def lacking(
   return CaseError(name, where, f"no {' and no '.join(missing)} image{found}", remedy)
 
 
-def _numbers(
+def numbers(
   folder: Path,
   groups: dict[str, dict[int, Path]],
   known: Described | None,

@@ -238,6 +238,8 @@ def _loose(
 ) -> Scans:
   """A folder of files of one modality, whatever their names."""
   modality = _only(modalities, folder)
+  if known := nnunet.described(folder):  # raises, where the student's is not among its channels
+    nnunet.numbers(folder, {}, known, modalities)
   if modality in patterns:  # then what does not fit is something else
     given = " and ".join(patterns[modality])
     files = some([file.name for file in images])

@@ -466,3 +466,11 @@ def test_patterns_that_fit_nothing_are_not_passed_over(tmp_path):
   touch(tmp_path, "P1_post.nii.gz", "P1_pre.nii.gz")
   with pytest.raises(UserError, match=r"\*contrast\* of the names given fits no file .* P1_post"):
     find_scans(tmp_path, T1CE, parse_patterns('{"t1ce": "*contrast*"}'))
+
+
+def test_a_dataset_json_of_another_sequence_speaks_for_files_without_channels(tmp_path):
+  touch(tmp_path / "imagesTs", "BRATS_001.nii.gz")
+  (tmp_path / "dataset.json").write_text('{"modality": {"0": "FLAIR"}}')
+  with pytest.raises(UserError, match=r"the student reads t1ce, and .* has no such channel"):
+    find_scans(tmp_path / "imagesTs", T1CE)
+  assert names(tmp_path / "imagesTs", ("flair",)) == ["BRATS_001"]
