@@ -44,6 +44,7 @@ ANSWERS = [
   ([CONFIG, "--config.data.fol=1"], "unknown setting data.fol; did you mean data.fold?"),
   ([CONFIG, "--config.traim.epochs=1"], "unknown setting traim.epochs; did you mean train.epochs?"),
   ([CONFIG, "--config.spacing=1"], "unknown setting spacing; did you mean data.spacing?"),
+  ([CONFIG, "--config.train.lr=1"], "unknown setting train.lr; docs/settings.md lists all"),
   ([CONFIG, "--config.data.fold.k=1"], "unknown setting data.fold.k; did you mean data.fold?"),
   ([CONFIG, "--config.qqq=1"], "unknown setting qqq; docs/settings.md lists all"),
   (

@@ -32,6 +32,9 @@ _LAYOUTS = (
 )
 
 
+_CHANNEL = re.compile(r"_[0-9]{4}\Z")  # what nnU-Net's names end with
+
+
 @dataclass(frozen=True)
 class Case:
   """One scan session: four images of one grid and their label map.
@@ -257,6 +260,11 @@ def _leftover(
 def not_understood(stem: str, modality: str = "t1ce") -> tuple[str, str]:
   """(finding, remedy) for an image whose name says nothing."""
   finding = "its name does not say which sequence it is"
+  if _CHANNEL.search(stem):
+    return finding, (
+      "Only --mode=predict reads nnU-Net's channels. Elsewhere give each case a folder, of links "
+      "for instance: CASE/CASE_t1ce.nii.gz, ..., CASE/CASE_seg.nii.gz (docs/names.md)."
+    )
   remedy = (
     f"Rename it ({stem}_{modality}.nii.gz if it is a {modality}), explain it "
     f'(names=\'{{"{modality}": "*post*"}}\', docs/names.md), or move it.'

@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,14 @@ def explain_unknown(name: str) -> str:
     return f"the setting {name} is now called {now}"
   last = name.rpartition(".")[2]
   near = [known for known in settings if known.rpartition(".")[2] == last]
-  near = near if 0 < len(near) < 4 else difflib.get_close_matches(name, settings, 1)
+  near = near if 0 < len(near) < 4 else _similar(name, settings)
   hint = f"did you mean {' or '.join(near)}?" if near else "docs/settings.md lists all"
   return f"unknown setting {name}; {hint}"
+
+
+def _similar(name: str, settings: Collection[str]) -> list[str]:
+  """Up to one setting that was meant: a group's name in common (train.lr) makes none similar."""
+  return difflib.get_close_matches(name, settings, 1, cutoff=0.75)
 
 
 def differences(old: Settings, new: Settings) -> dict[str, tuple[Any, Any]]:

@@ -382,3 +382,10 @@ def test_a_folder_that_is_reached_twice_is_read_once_and_told(tmp_path):
   found = search(tmp_path)
   assert [case.name for case in found.cases] == ["A"] and not found.errors
   assert found.notes == ["1 folders are links to folders that are read already: B"]
+
+
+def test_nnunet_s_channels_get_a_remedy_of_their_own(tmp_path):
+  touch(tmp_path, "imagesTr/A_0000.nii.gz", "labelsTr/A.nii.gz")
+  channel, label_map = search(tmp_path).errors
+  assert "Only --mode=predict reads nnU-Net's channels" in channel.remedy
+  assert "Only" not in label_map.remedy
