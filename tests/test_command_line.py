@@ -164,6 +164,8 @@ def test_students_in_folders_with_commas(home, tmp_path):
     export(make_student(), tmp_path / name)
   with pytest.raises(ConfigError, match="b,c is one path and also 2"):
     open_students("b,c")
+  with pytest.raises(ConfigError, match="--checkpoint names a twice"):
+    open_students("a,d,e,f,a")  # it would count double in the average
 
 
 def test_commands_that_are_shown_can_be_typed(tmp_path):

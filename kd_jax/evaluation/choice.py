@@ -30,7 +30,7 @@ class Choice:
     labels: the data's label convention, or "auto".
     exclude_training_subjects: leave them out instead of refusing.
     name_mapping: a BraTS name_mapping.csv, or None.
-    naming: what is said of names; None for what the run's settings say of its own data.
+    naming: what is said of names; what it leaves open, a run's settings say of its own data.
   """
 
   data_root: Path | None = None
@@ -100,12 +100,14 @@ def choose_cases(
   if settings and str(root) == settings["data"]["root"]:
     own = settings["data"]
     convention = own["labels"] if convention == labels.AUTO else convention
-    naming = naming or naming_of(own.get("names", ""), own.get("patients", ""))
+    known = naming_of(own.get("names", ""), own.get("patients", ""))
+    given = naming or known
+    naming = Naming(given.patterns or known.patterns, given.patients or known.patients)
     memory = existing_memory(Path(own["cache"]))
   found = search(root, convention, naming, (*students[0].architecture.modalities, "seg"))
   if not found.cases:
     raise found.errors[0] if found.errors else no_case(root)
-  if processes.first():
+  if split != "val" and processes.first():  # the run's own were told when it began
     for line in _on_names(found, root, naming):
       terminal.line(line)
   cases, reading = conventions.settle(

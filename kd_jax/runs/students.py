@@ -36,7 +36,12 @@ def open_students(paths: str | Sequence[str]) -> list[Student]:
   """
   given = [paths] if isinstance(paths, str) else paths
   folders = [path for text in given for path in _separated(text)]
-  students = [open_student(folder) for path in folders for folder in _members(path)]
+  members = [folder for path in folders for folder in _members(path)]
+  places = [os.path.realpath(folder) for folder in members]
+  for folder, place in zip(members, places, strict=True):
+    if places.count(place) > 1:  # it would have two votes in the average
+      raise ConfigError(f"--checkpoint names {folder} twice; name each student once")
+  students = [open_student(folder) for folder in members]
   if not students:
     raise ConfigError("--checkpoint names no run")
   first = students[0]

@@ -209,6 +209,7 @@ def test_cases_that_cannot_be_scored_are_in_no_mean(place, terminal, tmp_path):
   make_case(tmp_path / "data" / "case62", seed=62, affine=LARGE)
   air = np.where(images(62)["t1ce"] == 0, 2, seg()).astype(np.uint8)
   write(tmp_path / "data" / "case62" / "case62_seg.nii.gz", air, LARGE)
+  write(tmp_path / "data" / "case63_seg.nii.gz", seg(), LARGE)  # without images
   summary = evaluate(
     predictor(place / "fold0"), Choice(data_root=tmp_path / "data"), tmp_path / "out", terminal
   )
@@ -217,6 +218,7 @@ def test_cases_that_cannot_be_scored_are_in_no_mean(place, terminal, tmp_path):
   assert "no label map" in summary["failed"]["case50"] and "shape" in summary["failed"]["case60"]
   assert "no t1ce image" in summary["failed"]["case61"]
   assert "of its tumour lies outside the brain" in summary["failed"]["case62"]
+  assert "1 other files beside the cases are not read" in terminal.console.file.getvalue()
   with pytest.raises(UserError, match="4 cases could not be scored"):
     check_complete(summary)
 
