@@ -232,7 +232,8 @@ def _with_earlier(
   gone = [[s for s in before if s not in side] for side, before in zip(now, earlier, strict=True)]
   if names := [subject.name for side in gone for subject in side]:
     tell(
-      f"warning: cases are gone or have other images since the run in {workdir} began: "
-      f"{some(sorted(set(names)))}; what it was trained on stays in {SUBJECTS_FILE}"
+      f"warning: since the run in {workdir} began, cases have gone or got other images, another "
+      f"patient or another label convention: {some(sorted(set(names)))}; what it was "
+      f"trained on stays in {SUBJECTS_FILE}"
     )
   return [[*side, *lost] for side, lost in zip(now, gone, strict=True)]

@@ -369,3 +369,14 @@ def test_real_cases_are_all_different_and_found_again():
   assert find_known([renamed], [anonymous(s) for s in subjects]) == {
     "fresh": "the same flair image"
   }
+
+
+def test_a_run_that_goes_on_says_what_may_be_other_than_before(tmp_path):
+  """A case whose labels alone are read another way was said to have other images."""
+  from kd_jax.training.setup import _with_earlier
+
+  before, now = (Subject("a", "a", years, {"t1": "x"}) for years in ("brats2018", "brats2023"))
+  lines: list[str] = []
+  kept = _with_earlier([[now], []], [[before], []], tmp_path, lines.append)
+  assert kept == [[now, before], []]
+  assert len(lines) == 1 and "or another label convention: a; what it was trained on" in lines[0]

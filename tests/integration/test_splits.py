@@ -77,7 +77,7 @@ def test_a_holdout_from_training_to_scores(place: Place):
   more = {"train__epochs": 2, "data__skip_bad_cases": True}
   output = place.finish(place.start("held", **settings | more))
   assert "hold-out: 3 of 7 cases" in output and "case4, case5, case7" in output
-  assert "cases are gone" in output and "case0" in output
+  assert "cases have gone" in output and "case0" in output
   subjects = json.loads((folder / "held" / "subjects.json").read_text())
   assert sorted(subject["name"] for subject in subjects["train"]) == NAMES[:3]
   assert "folds.json names cases" not in output
