@@ -1,12 +1,14 @@
 """What every program of the project does before its work."""
 
 import atexit
+import functools
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from kd_jax.runtime.errors import UserError
 
@@ -26,19 +28,19 @@ def interruptible() -> None:
 
   if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
     signal.signal(signal.SIGINT, note)
-    sys.unraisablehook = _interrupt_again
+    sys.unraisablehook = functools.partial(_interrupt_again, sys.unraisablehook)
 
 
-_tell_unraisable = sys.unraisablehook
-
-
-def _interrupt_again(lost: Any) -> None:
+def _interrupt_again(tell: Callable[..., object], lost: "sys.UnraisableHookArgs") -> None:
   """Raises a KeyboardInterrupt once more that was lost where nothing can be raised.
 
   JAX has a callback of the garbage collector; Ctrl-C may come while it runs.
+
+  Args:
+    tell: what was called before, for all else.
   """
   if lost.exc_type is not KeyboardInterrupt:
-    _tell_unraisable(lost)
+    tell(lost)
     return
   main = threading.main_thread().ident
   assert main is not None, "the main thread has begun"

@@ -1,6 +1,7 @@
 """What people see while something works: lines, one live progress line, tables, time left."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -137,10 +138,14 @@ def quiet_libraries(unless_set: bool = False) -> None:
     if not (unless_set and logger.level):
       logger.setLevel(level)
   if not unless_set:
-    sys.unraisablehook = _without_closed_loops
+    sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
 
 
-def _without_closed_loops(what: "sys.UnraisableHookArgs") -> None:
-  """As Python shows what it cannot raise, but for TensorStore's threads after a failed save."""
+def _without_closed_loops(tell: Callable[..., object], what: "sys.UnraisableHookArgs") -> None:
+  """Tells what Python cannot raise, but for TensorStore's threads after a failed save.
+
+  Args:
+    tell: what was called before: the one of `startup.interruptible` must see a lost Ctrl-C.
+  """
   if str(what.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(what)
+    tell(what)

@@ -5,9 +5,10 @@ import sys
 
 LOST = """
 import gc, signal, time
-from kd_jax.runtime import startup
+from kd_jax.runtime import startup, terminal
 
 startup.interruptible()
+terminal.quiet_libraries()
 once = [signal.SIGINT]
 gc.callbacks.append(lambda *_: once and signal.raise_signal(once.pop()))
 try:
