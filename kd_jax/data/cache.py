@@ -192,8 +192,7 @@ def _work(case: Case, cache_dir: Path, settings: CacheSettings, known: Mapping[s
       index[key] = (stat.st_size, stat.st_mtime_ns, hashes[kind])
   except OSError as e:
     finding, remedy = f"cannot be read: {e.strerror or e}", "Check the file's permissions."
-    if os.path.islink(path) and not os.path.exists(path):
-      finding, remedy = dead_link(path)
+    finding, remedy = dead_link(path) or (finding, remedy)
     return None, [CaseError(case.name, path, finding, remedy)], {}
   return *build_entry(case, cache_dir, settings, hashes), index
 

@@ -134,6 +134,18 @@ def naming_of(names: str, patients: str | os.PathLike) -> Naming:
   return Naming(patterns, read_patients(patients) if patients else {})
 
 
+def on_names(
+  found: Found, root: str | os.PathLike, naming: Naming, table: str = "the table of patients"
+) -> list[str]:
+  """What is to be said of names: how they were understood, what is not read, who is in no table."""
+  lines = found.notes + told_unused(found.unused, root)
+  others = [case.name for case in found.cases if case.name not in naming.patients]
+  if naming.patients and others:
+    told = f"{table} lacks {len(others)} cases, whose names tell the patient: {some(others)}"
+    lines.append(told)
+  return lines
+
+
 def told_unused(unused: Sequence[Path], root: str | os.PathLike) -> list[str]:
   """What to say of the files that search leaves aside."""
   if not unused:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from kd_jax.data import cache, conventions, folds
-from kd_jax.data.cases import Case, Found, Naming, naming_of, no_case, search, told_unused
+from kd_jax.data.cases import Case, Found, Naming, naming_of, no_case, on_names, search
 from kd_jax.data.demo import writer as demo
 from kd_jax.data.label_contents import MEMORY_FILE
 from kd_jax.runtime import processes
@@ -146,18 +146,13 @@ def under_root(settings: DataSettings, naming: Naming | None = None) -> Found:
 
 def _on_names(found: Found, naming: Naming, settings: DataSettings) -> list[str]:
   """What is to be said where names may have been misunderstood."""
-  lines = found.notes + told_unused(found.unused, settings.root)
-  others = [case for case in found.cases if case.name not in naming.patients]
-  if groups := unjoined(case.patient for case in others):
+  lines = on_names(found, settings.root, naming, settings.patients)
+  others = (case.patient for case in found.cases if case.name not in naming.patients)
+  if groups := unjoined(others):
     lines.append(
       f"warning: {sum(map(len, groups))} cases have names that look like time points, and count "
       f"as patients of their own: {some([name for names in groups for name in names])}. If they "
       "are not, say whose they are: data.patients, a CSV file with the columns case and patient"
-    )
-  if naming.patients and others:
-    lines.append(
-      f"{settings.patients} lacks {len(others)} cases, whose names tell the patient: "
-      f"{some([case.name for case in others])}"
     )
   return lines
 

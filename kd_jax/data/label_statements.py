@@ -4,13 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kd_jax.data.nnunet import DATASET_JSON
 from kd_jax.data.own_masks import RECORD_FILE
 from kd_jax.runtime.errors import ConfigError, UserError
 from kd_jax.runtime.files import read_json
 from kd_jax.tasks import labels
 from kd_jax.tasks.label_names import names_a_tumour
-
-_DATASET_JSON = "dataset.json"  # nnU-Net's, above its folders of label maps and beside its masks
 
 
 class Statements:
@@ -47,7 +46,7 @@ class Statements:
 
 
 def _said_in(folder: Path, records: bool) -> tuple[Path, str] | None:
-  record, dataset = folder / RECORD_FILE, folder / _DATASET_JSON
+  record, dataset = folder / RECORD_FILE, folder / DATASET_JSON
   for path, usable in ((record, records), (dataset, True)):
     if not usable or not path.is_file():
       continue

@@ -24,6 +24,7 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
+from kd_jax.data.walk import dead_link
 from kd_jax.runtime.files import write_bytes
 
 MAX_VOXELS = 2**28  # 645 a side: thirty times a BraTS scan
@@ -96,13 +97,10 @@ def read(path: str | os.PathLike) -> Volume:
       raise ValueError("it is no regular file")
     with open(path, "rb") as file:
       return _decode(file)
-  except FileNotFoundError as e:
-    if os.path.islink(path):  # unfetched content, a disk that is not mounted
-      target = os.readlink(os.fspath(path))
-      raise ValueError(f"cannot be read: it is a link to {target}, which is not there") from e
-    raise ValueError(f"cannot be read: {e.strerror}") from e
   except OSError as e:
-    raise ValueError(f"cannot be read: {e.strerror or e}") from e
+    dead = dead_link(path)  # unfetched content, a disk that is not mounted
+    why = f"it is {dead[0]}" if dead else e.strerror or e
+    raise ValueError(f"cannot be read: {why}") from e
 
 
 def decode(blob: bytes) -> Volume:

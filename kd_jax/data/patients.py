@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_jax.runtime.errors import UserError
-from kd_jax.runtime.files import read_text
+from kd_jax.runtime.files import read_user_text
 from kd_jax.tasks.patients import patient_of
 
 _ADVICE = "open it in a spreadsheet program and save it as CSV"
@@ -73,12 +73,7 @@ def _read_rows(path: Path, what: str) -> Sequence[Sequence[str]]:
   """The rows of a CSV file that are not empty. UserError if it is none."""
   if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
     raise UserError(f"{path} is a spreadsheet, not a CSV file; {_ADVICE}")
-  try:
-    text = read_text(path)
-  except OSError as e:
-    raise UserError(f"cannot read the {what} {path}: {e.strerror or e}") from e
-  except ValueError as e:
-    raise UserError(f"{path} is not a text file ({e}); {_ADVICE}, encoded as UTF-8") from e
+  text = read_user_text(path, what, f"{_ADVICE}, encoded as UTF-8")
   first = next((line for line in text.splitlines() if line.strip()), "")
   separator = max(",;\t", key=first.count)  # spreadsheets of some languages write semicolons
   reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)

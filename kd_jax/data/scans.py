@@ -10,7 +10,7 @@ from kd_jax.data import nnunet
 from kd_jax.data.case_names import name_by_folder
 from kd_jax.data.cases import Case, Naming, loose_case, search, told_unused
 from kd_jax.data.own_masks import written_by_us
-from kd_jax.data.walk import dead_link, walk
+from kd_jax.data.walk import dead_link, look, walk
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, some
 from kd_jax.runtime.files import read_text
 from kd_jax.tasks.names import (
@@ -98,9 +98,9 @@ def find_scans(
 def _find(path: Path, modalities: Sequence[str], patterns: Patterns) -> Scans:
   if os.path.isdir(path):
     return _in_folder(path, modalities, patterns)
+  if dead := dead_link(path):
+    raise UserError("{}: {}. {}".format(path, *dead))
   if not os.path.exists(path):
-    if os.path.islink(path):
-      raise UserError("{}: {}. {}".format(path, *dead_link(path)))
     raise UserError(f"there is no {path} (or no permission to see it); {_FORMS}")
   if nifti_stem(path.name) is None:
     raise UserError(f"{path} is no NIfTI file by its name; {_FORMS}")
@@ -186,7 +186,7 @@ def _only(modalities: Sequence[str], path: Path) -> str:
 
 def _in_folder(folder: Path, modalities: Sequence[str], patterns: Patterns) -> Scans:
   ours = written_by_us(folder)
-  files = [path for name, path in walk(folder)[0].files if name not in ours and name == path.name]
+  files = [path for name, path in look(folder)[0].files if name not in ours and name == path.name]
   images = [file for file in files if not is_label_map(file.name)]
   found = search(folder, naming=Naming(patterns), wanted=modalities)
   # A label map alone is no case of the folder itself: loose files may lie beside it.

@@ -62,14 +62,14 @@ def walk(root: Path) -> list[Folder]:
         found[path.parent].again.append(path)
       continue
     seen.add(real)
-    folder, inner = _look(path)
+    folder, inner = look(path)
     found[path] = folder
     waiting += reversed(inner)
   return list(found.values())
 
 
-def _look(path: Path) -> tuple[Folder, list[Path]]:
-  """A folder's content, and the folders in it."""
+def look(path: Path) -> tuple[Folder, list[Path]]:
+  """A folder's content, and the folders in it. UserError if it cannot be read."""
   folder, inner = Folder(path, [], [], [], []), []
   for entry in sorted(visible(path)):
     mode, nifti = _mode(entry), nifti_stem(entry.name) is not None
@@ -82,8 +82,8 @@ def _look(path: Path) -> tuple[Folder, list[Path]]:
     elif nifti:
       finding = "it is no regular file"
       folder.broken.append(CaseError(entry.name, entry, finding, "Take it away."))
-    elif mode == 0 and not _NO_IMAGE.search(entry.name):
-      folder.broken.append(CaseError(entry.name, entry, *dead_link(entry)))
+    elif (dead := dead_link(entry)) and not _NO_IMAGE.search(entry.name):
+      folder.broken.append(CaseError(entry.name, entry, *dead))
     elif _FOREIGN.search(entry.name):
       folder.foreign.append(entry)
   return folder, inner
@@ -109,17 +109,13 @@ def visible(folder: Path) -> list[Path]:
     raise UserError(f"cannot read the folder {folder}: {e.strerror or e}") from e
 
 
-def dead_link(path: Path) -> tuple[str, str]:
-  """(finding, remedy) for a link whose target is not there."""
-  try:
-    target = os.readlink(path)
-  except OSError:
-    target = "what is not there"
-  finding = f"a link to {target}, which is not there"
-  return (
-    finding,
-    "Fetch the content (git annex get, datalad get), mount its disk, or remove the link.",
-  )
+def dead_link(path: str | os.PathLike) -> tuple[str, str] | None:
+  """(finding, remedy) for a link whose target is not there; None for all else."""
+  if os.path.exists(path) or not os.path.islink(path):
+    return None
+  finding = f"a link to {os.readlink(os.fspath(path))}, which is not there"
+  remedy = "Fetch the content (git annex get, datalad get), mount its disk, or remove the link."
+  return finding, remedy
 
 
 def _mode(entry: Path) -> int:

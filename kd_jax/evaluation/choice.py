@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd_jax.data import conventions, folds
-from kd_jax.data.cases import Case, Found, Naming, naming_of, no_case, search, told_unused
+from kd_jax.data.cases import Case, Naming, naming_of, no_case, on_names, search
 from kd_jax.data.conventions import Reading
 from kd_jax.data.label_contents import existing_memory
 from kd_jax.prediction.student import Student
@@ -108,7 +108,7 @@ def choose_cases(
   if not found.cases:
     raise found.errors[0] if found.errors else no_case(root)
   if split != "val" and processes.first():  # the run's own were told when it began
-    for line in _on_names(found, root, naming):
+    for line in on_names(found, root, naming or Naming()):
       terminal.line(line)
   cases, reading = conventions.settle(
     found.cases,
@@ -136,16 +136,6 @@ def choose_cases(
     )
   facts = {"fold": fold, "folds": folds.count(kept)}
   return Chosen([by_name[name] for name in val], facts, [], reading)
-
-
-def _on_names(found: Found, root: Path, naming: Naming | None) -> list[str]:
-  """What is to be said where names may have been misunderstood."""
-  lines = found.notes + told_unused(found.unused, root)
-  untold = [case.name for case in found.cases if naming and case.name not in naming.patients]
-  if naming and naming.patients and untold:
-    told = "the table of patients lacks {} cases, whose names tell the patient: {}"
-    lines.append(told.format(len(untold), some(untold)))
-  return lines
 
 
 def _holdout(

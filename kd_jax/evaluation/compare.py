@@ -13,7 +13,7 @@ from kd_jax.evaluation.intervals import paired
 from kd_jax.metrics.case import METRICS
 from kd_jax.runs.layout import EVALUATION, SCORES_FILE, SUMMARY_FILE
 from kd_jax.runtime.errors import UserError, some
-from kd_jax.runtime.files import read_json, read_text, write_text
+from kd_jax.runtime.files import read_json, read_user_text, write_text
 from kd_jax.runtime.terminal import Terminal, table
 from kd_jax.tasks.labels import REGIONS
 
@@ -61,13 +61,7 @@ def read_scores(path: Path) -> Scores:
   def broken(line: int, finding: str) -> UserError:
     return UserError(f"{path}, line {line}: {finding}; write it again with --mode=evaluate")
 
-  try:
-    text = read_text(path)
-  except OSError as e:
-    raise UserError(f"cannot read {path}: {e.strerror or e}") from e
-  except ValueError as e:
-    raise UserError(f"{path} is not a text file ({e})") from e
-  reader = csv.reader(io.StringIO(text), strict=True)
+  reader = csv.reader(io.StringIO(read_user_text(path)), strict=True)
   try:
     head = next(reader, [])
     rows = [(reader.line_num, row) for row in reader if row]

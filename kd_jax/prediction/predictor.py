@@ -196,9 +196,8 @@ def _read(case: Case, modality: str) -> nifti.Volume:
   try:
     return nifti.read(path)
   except ValueError as e:
-    remedy = "Give a 3-D NIfTI volume; if it was one, copy it again."
-    if path.is_symlink() and not path.exists():
-      remedy = dead_link(path)[1]
+    dead = dead_link(path)
+    remedy = dead[1] if dead else "Give a 3-D NIfTI volume; if it was one, copy it again."
     raise CaseError(case.name, path, str(e), remedy) from e
 
 

@@ -124,6 +124,21 @@ def read_text(path: Path) -> str:
   return read_bytes(path).decode("utf-8-sig")
 
 
+def read_user_text(path: Path, what: str = "", advice: str = "") -> str:
+  """As read_text, of a file that a user gives. UserError if it cannot be read.
+
+  Args:
+    what: the file is called so, for the message.
+    advice: what to do where it is no text.
+  """
+  try:
+    return read_text(path)
+  except OSError as e:
+    raise UserError(f"cannot read {what and f'the {what} '}{path}: {e.strerror or e}") from e
+  except ValueError as e:
+    raise UserError(f"{path} is not a text file ({e}){advice and f'; {advice}'}") from e
+
+
 def load_json(path: Path) -> Any:
   """What a JSON file holds. OSError or ValueError if it cannot be read."""
   try:
