@@ -1,6 +1,7 @@
 """How fast are the forms of the 3-D convolution?
 
   python benchmarks/convolution.py [--small] [--passes forward gradients]
+  python benchmarks/convolution.py --device [--small] [--variants default] [--dtype bfloat16]
 
 A row is the forward pass, or forward and backward, of one 3x3x3 convolution of the networks in
 float32, in GFLOP/s (to image and kernel; to the kernel alone for a stem, whose image needs no
@@ -8,11 +9,18 @@ gradient). The forms take turns and the fastest turn counts, so compare within a
 the machine changes whole rows. The operations are those of the plain algorithm, 54 a voxel and pair
 of channels, whatever a form really does. "-" is a form that the convolution does not have; the last
 column is PyTorch, if it is installed.
+
+--device measures what `auto` goes by on this device: every convolution of a recipe at the paper's
+size, in each direction, in each form that may be fastest, in milliseconds. The record that it
+writes has its place in kd_jax/models/conv_times, named after the device.
 """
 
+import json
+import math
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # PyTorch's idle threads would spin on cores that JAX needs. It reads this when it is imported.
@@ -23,11 +31,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import common, timing
-from kd_jax.models.conv import IMPLS, conv3d
+from benchmarks import common, timing, train_step
+from kd_jax.models.conv import Forms, conv3d
+from kd_jax.models.conv_choice import Convolution, Convolutions, Times
+from kd_jax.runtime.files import write_text
 from kd_jax.runtime.terminal import table
+from kd_jax.training import autotune
 
-FORMS = (*IMPLS, "auto")
+FORMS = ("native", "depth_taps", "depth_stack", "winograd", "auto")
 PASSES = ("forward", "gradients")  # gradients: forward and backward
 SMALL = ((1, 8, 1, 8, 1), (1, 8, 8, 8, 1), (1, 8, 8, 16, 2))  # batch, side, C, F, stride
 QUICKSTART = (
@@ -48,6 +59,7 @@ PAPER = (  # a quarter of its patch
   (1, 32, 64, 64, 1),
   (1, 16, 128, 128, 1),
 )
+_SHOWN = 3  # forms of --device beside the fastest; the record has all
 Run = Callable[[], None]
 
 
@@ -55,7 +67,16 @@ def main() -> None:
   parser = common.parser(__doc__, "convolution", "tiny convolutions, seconds in all")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
+  parser.add_argument("--device", action="store_true", help="measure what `auto` goes by here")
+  parser.add_argument("--variants", default="mtcm_kd", help="of the recipe, with --device")
+  parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="with --device")
   arguments = parser.parse_args()
+  if arguments.device:
+    dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    rows = device_table(arguments.small, dtype, arguments.variants)
+    write_record(arguments.json, rows)
+    print(f"milliseconds on {jax.devices()[0].device_kind}, {dtype}; {arguments.json}")
+    return print(as_table(rows))
   columns = (*FORMS, "torch") if _torch() else FORMS
   rows = []
   for batch, side, channels, features, stride in SMALL if arguments.small else QUICKSTART + PAPER:
@@ -77,6 +98,49 @@ def main() -> None:
   print(table(["convolution", "pass", *columns], cells))
 
 
+# --- What `auto` goes by -----------------------------------------------------------------------
+
+
+def device_table(small: bool, dtype: str, variants: str, until: float = math.inf) -> list[Times]:
+  """Times of a recipe's convolutions on this device, the largest first.
+
+  Args:
+    until: time.monotonic() after which no further convolution is begun.
+  """
+  sizes = train_step.SMALL if small else train_step.PAPER
+  run = train_step.settings(sizes["filters"], (sizes["side"],) * 3, 1, dtype, variants)
+  platform, rows = jax.default_backend(), []
+  for convolution in autotune.worth_measuring(autotune.convolutions_of(run)):
+    for direction in autotune.directions(convolution):
+      if time.monotonic() > until:
+        return rows
+      forms = autotune.candidates(convolution, direction, platform)
+      rows.append(autotune.measure(convolution, direction, forms))
+      common.tell(" ".join(_line(rows[-1])))
+  return rows
+
+
+def write_record(path: Path, rows: Sequence[Times]) -> None:
+  """As kd_jax/models/conv_times has them."""
+  record = autotune.as_record(rows) | {"machine": timing.machine()}
+  write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def as_table(rows: Sequence[Times]) -> str:
+  return table(["convolution", "direction", "fastest", "ms", "next"], [_line(r) for r in rows])
+
+
+def _line(times: Times) -> list[str]:
+  c = times.convolution
+  name = f"{c.batch}x{common.by(c.sides)} {c.channels}->{c.features} /{c.stride} ({c.window[0]}^3)"
+  (form, least), *others = sorted(times.ms, key=lambda pair: pair[1])
+  rest = ", ".join(f"{other} {ms:.3f}" for other, ms in others[:_SHOWN])
+  return [name, times.direction, form, f"{least:.3f}", rest]
+
+
+# --- The forms side by side --------------------------------------------------------------------
+
+
 def _runs(
   which: str, batch: int, side: int, channels: int, features: int, stride: int
 ) -> dict[str, Run]:
@@ -88,8 +152,11 @@ def _runs(
   args = jax.device_put((x, kernel, pull))
 
   def program(form: str) -> Run:
+    auto = Convolutions(jax.default_backend()).choose(Convolution.of(x, kernel, stride))
+    forms = auto if form == "auto" else Forms(form)
+
     def forward(x, kernel, pull):
-      return conv3d(x, kernel, stride, impl=form)
+      return conv3d(x, kernel, stride, forms)
 
     def gradients(x, kernel, pull):
       if channels == 1:

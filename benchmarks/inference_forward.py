@@ -11,7 +11,6 @@ import numpy as np
 from benchmarks import common, timing
 from kd_jax.data.grid import Triple
 from kd_jax.models import torch_names
-from kd_jax.models.framework import compute_dtype
 from kd_jax.prediction.student import Architecture
 from kd_jax.runtime.terminal import table
 
@@ -29,7 +28,7 @@ def measure_forward(
   params, on_device = jax.device_put((params, image))
   programs = {
     "kd_jax": lambda: network(params, on_device).block_until_ready(),
-    **_torch_programs(mirror, image, compute_dtype(framework.spec) == jnp.bfloat16),
+    **_torch_programs(mirror, image, framework.dtype == jnp.bfloat16),
   }
   spreads = timing.alternate(programs, rounds, block=1)
   ours = spreads["kd_jax"]

@@ -17,7 +17,6 @@ accelerators use; float32, with bfloat16 activations are half. What all this cos
 train_step.py --remat and --accumulate to say.
 """
 
-import functools
 import sys
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common, timing, train_step
 from benchmarks.scaling import QUICK  # and its fake CPU devices, before JAX looks for any
-from kd_jax.models import conv
+from kd_jax.models.conv_choice import of_platform
 from kd_jax.models.framework import Framework, Params
 from kd_jax.runtime.terminal import table
 from kd_jax.settings.run import Settings
@@ -67,7 +66,7 @@ def measure(case: Case, filters: tuple[int, int, int, int]) -> dict[str, Any]:
   """Bytes on each device, by XLA's account of the compiled step."""
   settings = train_step.settings(filters, case.patch, case.batch, "float32", **case.train)
   devices = settings.train.spatial_shards
-  lowered, _ = train_step.lower_step(settings, make_mesh(1, devices))
+  lowered, _ = train_step.lower_step(settings, make_mesh(1, devices), of_platform("tpu"))
   memory = lowered.compile(compiler_options=QUICK).memory_analysis()
   kept = kept_bytes(settings) / devices
   return {
@@ -84,7 +83,7 @@ def measure(case: Case, filters: tuple[int, int, int, int]) -> dict[str, Any]:
 
 def kept_bytes(settings: Settings) -> int:
   """What the forward pass of a batch (or a part of it) keeps for the backward pass."""
-  framework = Framework(settings.model, settings.train.remat)
+  framework = Framework(settings.model, settings.train.remat, of_platform("tpu"))
   samples = settings.data.batch // settings.train.accumulate
   images = jax.ShapeDtypeStruct((samples, 4, *settings.data.patch), jnp.float32)
 
@@ -101,7 +100,6 @@ def main() -> None:
   parser.add_argument("--only", nargs="+", type=int, help="rows, from 0")
   arguments = parser.parse_args()
   jax.config.update("jax_enable_compilation_cache", False)
-  conv.conv3d = functools.partial(conv.conv3d, impl="native")
   filters = (4, 4, 8, 8) if arguments.small else train_step.PAPER["filters"]
   chosen = cases((32,) * 3, (64, 56, 40)) if arguments.small else cases((128,) * 3, WHOLE)
   if arguments.only:

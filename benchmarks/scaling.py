@@ -18,7 +18,6 @@ minute of processor time a mesh, whatever the size; a quarter of an hour in all 
 """
 
 import argparse
-import functools
 import math
 import os
 import re
@@ -41,7 +40,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common, timing, train_step
 from benchmarks.flops import forward_flops
-from kd_jax.models import conv
+from kd_jax.models.conv import Forms
+from kd_jax.models.conv_choice import Convolutions
 from kd_jax.runtime.errors import ConfigError
 from kd_jax.runtime.terminal import table
 from kd_jax.settings.model import multiple
@@ -58,7 +58,7 @@ def main() -> None:
   arguments = _arguments()
   sizes = train_step.SMALL if arguments.small else train_step.PAPER
   meshes = arguments.mesh or (SMALL_MESHES if arguments.small else MESHES)
-  conv.conv3d = functools.partial(conv.conv3d, impl=arguments.conv)
+  convolutions = Convolutions("tpu", forms=Forms(arguments.conv))
   jax.config.update("jax_enable_compilation_cache", False)
   programs, flops = [], 0
   for number, text in enumerate(meshes, start=1):
@@ -66,7 +66,7 @@ def main() -> None:
     began, patch = time.monotonic(), (sizes["side"],) * 3
     settings = train_step.settings(sizes["filters"], patch, data * arguments.batch, "float32")
     flops = 3 * forward_flops(settings.model, patch)
-    lowered, _ = train_step.lower_step(settings, make_mesh(data, space))
+    lowered, _ = train_step.lower_step(settings, make_mesh(data, space), convolutions)
     compiled = lowered.compile(compiler_options=QUICK)
     found = collectives(compiled.as_text(), space)
     programs.append(Sharded(data, space, timing.program_bytes(compiled) or 0, found))

@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common, timing
 from benchmarks.flops import forward_flops
+from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.framework import Framework
 from kd_jax.models.remat import REMATS
 from kd_jax.runtime.memory import free_memory, memory
@@ -156,10 +157,16 @@ class Program(NamedTuple):
 
 
 def lower_step(
-  settings: Settings, mesh: Mesh
+  settings: Settings, mesh: Mesh, convolutions: Convolutions | None = None
 ) -> tuple[jax.stages.Lowered, Callable[[], TrainState]]:
-  """The step of a run on a mesh, to be compiled, and what makes its first state."""
-  framework = Framework(settings.model, settings.train.remat)
+  """The step of a run on a mesh, to be compiled, and what makes its first state.
+
+  Args:
+    settings: of the run.
+    mesh: its devices.
+    convolutions: how they are computed; None for the first device's way.
+  """
+  framework = Framework(settings.model, settings.train.remat, convolutions)
   optimizers = {name: optimizer(own, 10**5) for name, own in settings.optim.groups.items()}
   step = step_lib.make_train_step(
     framework,

@@ -1,6 +1,5 @@
 """The benchmarks: what they count and parse is right, and the PyTorch mirror computes the same."""
 
-import functools
 import json
 import math
 import subprocess
@@ -16,7 +15,7 @@ from quick import QUICK
 from benchmarks import scaling, timing, train_step
 from benchmarks.flops import forward_flops
 from kd_jax.method.objective import objective
-from kd_jax.models import conv
+from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.framework import Framework
 from kd_jax.runtime.errors import ConfigError
 from kd_jax.settings.model import ModelSettings
@@ -59,10 +58,9 @@ def test_flops_are_those_of_a_hand_count():
   assert forward_flops(spec, (side,) * 3) == expected
 
 
-def test_flops_are_those_of_the_traced_program(monkeypatch):
+def test_flops_are_those_of_the_traced_program():
   """Every convolution and matrix product in the networks' own program, padding included."""
   # Forms for the CPU may need fewer multiplications than they stand for.
-  monkeypatch.setattr(conv, "conv3d", functools.partial(conv.conv3d, impl="native"))
   spec = ModelSettings(
     student=("t1ce", "t1"),
     teachers={"t2": ("t2",)},
@@ -70,7 +68,7 @@ def test_flops_are_those_of_the_traced_program(monkeypatch):
     fusion_levels=2,
     attention="cbam",
   )
-  patch, framework = (16, 24, 32), Framework(spec)
+  patch, framework = (16, 24, 32), Framework(spec, convolutions=Convolutions("tpu"))
   params = jax.eval_shape(framework.init, jax.random.key(0))
   images = jax.ShapeDtypeStruct((1, 4, *patch), jnp.float32)
   traced = flops_of(jax.make_jaxpr(framework)(params, images).jaxpr)

@@ -6,7 +6,7 @@ Norms take their statistics in float32 (or better) whatever `dtype` is.
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from kd_jax.models import conv
+from kd_jax.models.conv_choice import ON_CPU, Convolution, Convolutions
 from kd_jax.models.remat import convolved
 
 # "torch": PyTorch's default; "xavier": Xavier normal with zero biases
@@ -37,6 +38,22 @@ class Keys:
     key = jax.random.fold_in(self._key, self._given)
     self._given += 1
     return key
+
+
+class Build(NamedTuple):
+  """How a network's modules are built.
+
+  Attributes:
+    init: of the kernels, "torch" or "xavier".
+    dtype: what is computed in.
+    rngs: keys for the parameters.
+    convolutions: how convolutions are computed.
+  """
+
+  init: Init
+  dtype: Any
+  rngs: Keys
+  convolutions: Convolutions = ON_CPU
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
@@ -86,19 +103,19 @@ class Conv(nnx.Module):
     stride: int = 1,
     *,
     bias: bool = True,
-    init: Init,
-    dtype: Any,
-    rngs: Keys,
+    build: Build,
   ):
     shape, taps = (size, size, size, inputs, outputs), size**3
-    self.kernel = _kernel(init, shape, taps * inputs, taps * outputs, rngs)
-    self.bias = _bias(init, outputs, taps * inputs, rngs) if bias else None
-    self.stride, self.dtype = stride, dtype
+    self.kernel = _kernel(build.init, shape, taps * inputs, taps * outputs, build.rngs)
+    self.bias = _bias(build.init, outputs, taps * inputs, build.rngs) if bias else None
+    self.stride, self.dtype, self.convolutions = stride, build.dtype, build.convolutions
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) -> (B, ceil(D/stride), ceil(H/stride), ceil(W/stride), outputs)."""
     kernel = self.kernel[...].astype(self.dtype)
-    y = conv.conv3d(x.astype(self.dtype), kernel, self.stride)
+    x = x.astype(self.dtype)
+    forms = self.convolutions.choose(Convolution.of(x, kernel, self.stride))
+    y = conv.conv3d(x, kernel, self.stride, forms)
     return convolved(y if self.bias is None else y + self.bias[...].astype(self.dtype))
 
 
@@ -149,13 +166,13 @@ class ResidualBlock(nnx.Module):
   Source: docs/method.md, "Stem and residual block", eq. 3.
   """
 
-  def __init__(self, inputs: int, outputs: int, stride: int, *, init: Init, dtype: Any, rngs: Keys):
-    self.norm_in = group_norm(inputs, dtype=dtype, rngs=rngs)
-    self.conv_in = Conv(inputs, outputs, 3, stride, init=init, dtype=dtype, rngs=rngs)
-    self.norm_out = group_norm(outputs, dtype=dtype, rngs=rngs)
-    self.conv_out = Conv(outputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
-    self.skip_conv = Conv(inputs, outputs, 3, stride, init=init, dtype=dtype, rngs=rngs)
-    self.skip_norm = group_norm(outputs, dtype=dtype, rngs=rngs)
+  def __init__(self, inputs: int, outputs: int, stride: int, build: Build):
+    self.norm_in = group_norm(inputs, dtype=build.dtype, rngs=build.rngs)
+    self.conv_in = Conv(inputs, outputs, 3, stride, build=build)
+    self.norm_out = group_norm(outputs, dtype=build.dtype, rngs=build.rngs)
+    self.conv_out = Conv(outputs, outputs, 3, build=build)
+    self.skip_conv = Conv(inputs, outputs, 3, stride, build=build)
+    self.skip_norm = group_norm(outputs, dtype=build.dtype, rngs=build.rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     main = self.conv_in(leaky_relu(self.norm_in(x)))
@@ -169,11 +186,11 @@ class Stem(nnx.Module):
   Source: docs/method.md, "Stem and residual block", eq. 2.
   """
 
-  def __init__(self, inputs: int, outputs: int, *, init: Init, dtype: Any, rngs: Keys):
-    self.conv_in = Conv(inputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
-    self.norm = instance_norm(outputs, dtype=dtype, rngs=rngs)
-    self.conv_out = Conv(outputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
-    self.skip_conv = Conv(inputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
+  def __init__(self, inputs: int, outputs: int, build: Build):
+    self.conv_in = Conv(inputs, outputs, 3, build=build)
+    self.norm = instance_norm(outputs, dtype=build.dtype, rngs=build.rngs)
+    self.conv_out = Conv(outputs, outputs, 3, build=build)
+    self.skip_conv = Conv(inputs, outputs, 3, build=build)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.conv_out(leaky_relu(self.norm(self.conv_in(x)))) + self.skip_conv(x)
@@ -185,10 +202,10 @@ class ChannelGate(nnx.Module):
   Woo et al., CBAM, ECCV 2018, eq. 2, with LeakyReLU in the MLP (docs/method.md, "Channel gate").
   """
 
-  def __init__(self, channels: int, *, init: Init, dtype: Any, rngs: Keys):
+  def __init__(self, channels: int, build: Build):
     hidden = max(1, channels // 16)
-    self.squeeze = Conv(channels, hidden, 1, init=init, dtype=dtype, rngs=rngs)
-    self.excite = Conv(hidden, channels, 1, init=init, dtype=dtype, rngs=rngs)
+    self.squeeze = Conv(channels, hidden, 1, build=build)
+    self.excite = Conv(hidden, channels, 1, build=build)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, C) -> the same."""
@@ -209,9 +226,9 @@ class SpatialGate(nnx.Module):
   (docs/method.md, "Spatial gate").
   """
 
-  def __init__(self, *, init: Init, dtype: Any, rngs: Keys):
-    self.conv = Conv(2, 1, 7, init=init, dtype=dtype, rngs=rngs)
-    self.norm = group_norm(1, groups=1, dtype=dtype, rngs=rngs)
+  def __init__(self, build: Build):
+    self.conv = Conv(2, 1, 7, build=build)
+    self.norm = group_norm(1, groups=1, dtype=build.dtype, rngs=build.rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     pooled = jnp.concatenate(
@@ -223,9 +240,9 @@ class SpatialGate(nnx.Module):
 class Gate(nnx.Module):
   """The attention of decoders and fusion: a channel gate, with CBAM a spatial one too."""
 
-  def __init__(self, attention: str, channels: int, *, init: Init, dtype: Any, rngs: Keys):
-    self.channel = ChannelGate(channels, init=init, dtype=dtype, rngs=rngs)
-    self.spatial = SpatialGate(init=init, dtype=dtype, rngs=rngs) if attention == "cbam" else None
+  def __init__(self, attention: str, channels: int, build: Build):
+    self.channel = ChannelGate(channels, build=build)
+    self.spatial = SpatialGate(build=build) if attention == "cbam" else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x = self.channel(x)

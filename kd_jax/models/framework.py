@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kd_jax.models import conv_choice
 from kd_jax.models.blocks import Keys
+from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.fusion import Fusion
 from kd_jax.models.interface import NetworkKind, Output
 from kd_jax.models.networks import NETWORKS
@@ -28,16 +30,16 @@ Params = dict[str, Any]
 class Teachers(nnx.Module):
   """The teachers and the fusion modules through which they learn from each other."""
 
-  def __init__(self, spec: ModelSettings, rngs: Keys):
+  def __init__(self, spec: ModelSettings, convolutions: Convolutions, rngs: Keys):
+    own: dict[str, Any] = {"convolutions": convolutions, "rngs": rngs}
+    kind, side_heads = teacher_kind(spec), spec.teacher_side_heads
     self.networks = nnx.Dict(
       {
-        name: _network(
-          teacher_kind(spec), spec, modalities, rngs, side_heads=spec.teacher_side_heads
-        )
+        name: _network(kind, spec, modalities, side_heads=side_heads, **own)
         for name, modalities in spec.teachers.items()
       }
     )
-    features = teacher_kind(spec).features(spec.filters)
+    features = kind.features(spec.filters)
     self.fusion = nnx.Dict(
       {
         level: Fusion(
@@ -46,8 +48,8 @@ class Teachers(nnx.Module):
           len(CLASSES),
           attention=spec.attention,
           activation=spec.fusion_activation,
-          dtype=compute_dtype(spec),
-          rngs=rngs,
+          dtype=compute_dtype(spec, convolutions.platform),
+          **own,
         )
         for level in spec.levels
       }
@@ -55,15 +57,20 @@ class Teachers(nnx.Module):
 
 
 def _network(
-  kind: NetworkKind, spec: ModelSettings, modalities: Sequence[str], rngs: Keys, **options: Any
+  kind: NetworkKind,
+  spec: ModelSettings,
+  modalities: Sequence[str],
+  *,
+  convolutions: Convolutions,
+  **options: Any,
 ) -> nnx.Module:
   return kind.build(
     len(modalities),
     len(CLASSES),
     spec.filters,
     attention=spec.attention,
-    dtype=compute_dtype(spec),
-    rngs=rngs,
+    dtype=compute_dtype(spec, convolutions.platform),
+    convolutions=convolutions,
     **options,
   )
 
@@ -76,9 +83,9 @@ def teacher_kind(spec: ModelSettings) -> NetworkKind:
   return NETWORKS[spec.network if spec.teacher_network == SAME else spec.teacher_network]
 
 
-def compute_dtype(spec: ModelSettings) -> jnp.dtype:
-  """What the networks compute in; "auto" depends on the default backend."""
-  automatic = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+def compute_dtype(spec: ModelSettings, platform: str) -> jnp.dtype:
+  """What the networks compute in; "auto" depends on the platform ("cpu", "gpu", "tpu")."""
+  automatic = "float32" if platform == "cpu" else "bfloat16"
   return jnp.dtype(automatic if spec.dtype == "auto" else spec.dtype)
 
 
@@ -93,10 +100,19 @@ class Outputs(NamedTuple):
 class Framework:
   """The networks' structure without their numbers: every method is a function of parameters."""
 
-  def __init__(self, spec: ModelSettings, remat: str = "none"):
-    """remat: what the joint forward pass keeps for its backward pass, see remat.py."""
+  def __init__(
+    self, spec: ModelSettings, remat: str = "none", convolutions: Convolutions | None = None
+  ):
+    """
+    Args:
+      spec: what the networks are.
+      remat: what the joint forward pass keeps for its backward pass, see remat.py.
+      convolutions: how they are computed, and on which platform; None for the first device's way.
+    """
     self.spec = spec
     self._remat = remat
+    self._convolutions = convolutions or conv_choice.of_device(jax.devices()[0])
+    self.dtype = compute_dtype(spec, self._convolutions.platform)
     abstract = nnx.eval_shape(lambda: self._modules(jax.random.key(0)))
     self._graphs = {group: nnx.split(module, nnx.Param)[0] for group, module in abstract.items()}
 
@@ -110,11 +126,13 @@ class Framework:
       kind,
       self.spec,
       self.spec.student,
-      Keys(student_key),
+      rngs=Keys(student_key),
       side_heads=side_heads,
       init="xavier",
+      convolutions=self._convolutions,
     )
-    return {"teachers": Teachers(self.spec, Keys(teachers_key)), "student": student}
+    teachers = Teachers(self.spec, self._convolutions, Keys(teachers_key))
+    return {"teachers": teachers, "student": student}
 
   def init(self, key: jax.Array) -> Params:
     """Fresh parameters, float32; the same on every backend."""
@@ -174,7 +192,13 @@ class Framework:
   def _predict(self, kind: NetworkKind, params: Params, x: jax.Array) -> jax.Array:
     modalities = x.shape[-1] * ("",)
     abstract = nnx.eval_shape(
-      lambda: _network(kind, self.spec, modalities, Keys(jax.random.key(0)))
+      lambda: _network(
+        kind,
+        self.spec,
+        modalities,
+        convolutions=self._convolutions,
+        rngs=Keys(jax.random.key(0)),
+      )
     )
     graph = nnx.split(abstract, nnx.Param)[0]
     return nnx.merge(graph, {k: v for k, v in params.items() if k != "side_heads"})(x).logits

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.models.blocks import Conv, Gate, Keys, leaky_relu
+from kd_jax.models.blocks import Build, Conv, Gate, Keys, leaky_relu
+from kd_jax.models.conv_choice import ON_CPU, Convolutions
 
 
 class Fusion(nnx.Module):
@@ -40,11 +41,14 @@ class Fusion(nnx.Module):
     activation: bool = False,
     dtype: Any = jnp.float32,
     rngs: Keys,
+    convolutions: Convolutions = ON_CPU,
   ):
-    own: dict[str, Any] = {"init": "torch", "dtype": dtype, "rngs": rngs}
-    self.gates = nnx.Dict({name: Gate(attention, channels, **own) for name in teachers})
-    self.projections = nnx.Dict({name: Conv(channels, classes, 1, **own) for name in teachers})
-    self.head = Conv(classes, classes, 1, **own)
+    build = Build("torch", dtype, rngs, convolutions)
+    self.gates = nnx.Dict({name: Gate(attention, channels, build=build) for name in teachers})
+    self.projections = nnx.Dict(
+      {name: Conv(channels, classes, 1, build=build) for name in teachers}
+    )
+    self.head = Conv(classes, classes, 1, build=build)
     self.activation = activation
 
   def __call__(self, features: Mapping[str, jax.Array]) -> jax.Array:

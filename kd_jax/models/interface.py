@@ -64,10 +64,11 @@ class NetworkKind(NamedTuple):
   """One kind of network: how it is built, what it needs.
 
   Attributes:
-    build: (modalities, classes, filters, *, side_heads, attention, init, dtype, rngs) -> a module
-      that maps (x (B, D, H, W, modalities), remat) to Output. side_heads: how many, from level1 on;
-      their parameters are its "side_heads" and drawn last, so that the rest does not depend on
-      them. init: "torch" or "xavier", see blocks.py; remat: see remat.py.
+    build: (modalities, classes, filters, *, side_heads, attention, init, dtype, rngs, convolutions)
+      -> a module that maps (x (B, D, H, W, modalities), remat) to Output. side_heads: how many,
+      from level1 on; their parameters are its "side_heads" and drawn last, so that the rest does
+      not depend on them. init: "torch" or "xavier", see blocks.py; convolutions: see
+      conv_choice.py; remat: see remat.py.
     bytes_per_channel: device memory in bytes that prediction takes, a voxel of its input and
       channel of the first level.
     features: filters -> its features by name, without building anything.

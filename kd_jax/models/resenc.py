@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kd_jax.models import remat as remat_lib
-from kd_jax.models.blocks import Conv, Init, Keys, Upsample, instance_norm, leaky_relu
+from kd_jax.models.blocks import Build, Conv, Init, Keys, Upsample, instance_norm, leaky_relu
+from kd_jax.models.conv_choice import ON_CPU, Convolutions
 from kd_jax.models.interface import BOTTLENECK, Output, level
 
 BLOCKS = (1, 3, 4, 6, 6, 6, 6)  # residual blocks by stage
@@ -24,10 +25,10 @@ class ConvNorm(nnx.Module):
   """A convolution and instance norm with scale and bias."""
 
   def __init__(
-    self, inputs: int, outputs: int, size: int, stride: int = 1, *, bias: bool = True, **own: Any
+    self, inputs: int, outputs: int, size: int, stride: int = 1, *, bias: bool = True, build: Build
   ):
-    self.conv = Conv(inputs, outputs, size, stride, bias=bias, **own)
-    self.norm = instance_norm(outputs, affine=True, dtype=own["dtype"], rngs=own["rngs"])
+    self.conv = Conv(inputs, outputs, size, stride, bias=bias, build=build)
+    self.norm = instance_norm(outputs, affine=True, dtype=build.dtype, rngs=build.rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) -> (B, D/stride, H/stride, W/stride, outputs)."""
@@ -41,11 +42,11 @@ class ResidualBlockD(nnx.Module):
   (He et al., "Bag of tricks", CVPR 2019, ResNet-D).
   """
 
-  def __init__(self, inputs: int, outputs: int, stride: int, **own: Any):
-    self.conv_in = ConvNorm(inputs, outputs, 3, stride, **own)
-    self.conv_out = ConvNorm(outputs, outputs, 3, **own)
+  def __init__(self, inputs: int, outputs: int, stride: int, build: Build):
+    self.conv_in = ConvNorm(inputs, outputs, 3, stride, build=build)
+    self.conv_out = ConvNorm(outputs, outputs, 3, build=build)
     project = inputs != outputs
-    self.skip = ConvNorm(inputs, outputs, 1, bias=False, **own) if project else None
+    self.skip = ConvNorm(inputs, outputs, 1, bias=False, build=build) if project else None
     self.stride = stride
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -66,9 +67,9 @@ def mean_pool2(x: jax.Array) -> jax.Array:
 class EncoderStage(nnx.Module):
   """Residual blocks at one resolution, the first of them with the stride."""
 
-  def __init__(self, inputs: int, outputs: int, stride: int, blocks: int, **own: Any):
-    first = ResidualBlockD(inputs, outputs, stride, **own)
-    others = (ResidualBlockD(outputs, outputs, 1, **own) for _ in range(1, blocks))
+  def __init__(self, inputs: int, outputs: int, stride: int, blocks: int, build: Build):
+    first = ResidualBlockD(inputs, outputs, stride, build=build)
+    others = (ResidualBlockD(outputs, outputs, 1, build=build) for _ in range(1, blocks))
     self.blocks = nnx.Dict({f"block{n}": block for n, block in enumerate((first, *others))})
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -81,9 +82,9 @@ class EncoderStage(nnx.Module):
 class DecoderStage(nnx.Module):
   """Upsample to the encoder feature's channels, concatenate it, conv3, norm, LReLU."""
 
-  def __init__(self, inputs: int, skip: int, **own: Any):
-    self.upsample = Upsample(inputs, skip, dtype=own["dtype"], rngs=own["rngs"])
-    self.conv = ConvNorm(2 * skip, skip, 3, **own)
+  def __init__(self, inputs: int, skip: int, build: Build):
+    self.upsample = Upsample(inputs, skip, dtype=build.dtype, rngs=build.rngs)
+    self.conv = ConvNorm(2 * skip, skip, 3, build=build)
 
   def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) and (B, 2D, 2H, 2W, skip) -> (B, 2D, 2H, 2W, skip)."""
@@ -102,6 +103,8 @@ class ResEncUNet(nnx.Module):
     attention: "channel" alone. This network has no gates: the setting is that of the fusion.
     init: "torch" or "xavier" (see blocks).
     dtype: what is computed in.
+    rngs: keys for the parameters.
+    convolutions: how they are computed, see conv_choice.
 
   Raises:
     ValueError: another attention.
@@ -118,23 +121,24 @@ class ResEncUNet(nnx.Module):
     init: Init = "torch",
     dtype: Any = jnp.float32,
     rngs: Keys,
+    convolutions: Convolutions = ON_CPU,
   ):
     if attention != "channel":
       raise ValueError(f"attention = {attention!r}: the network resenc has no gates")
-    own = {"init": init, "dtype": dtype, "rngs": rngs}
-    self.stem = ConvNorm(modalities, filters[0], 3, **own)
+    build = Build(init, dtype, rngs, convolutions)
+    self.stem = ConvNorm(modalities, filters[0], 3, build=build)
     encoder, inputs = {}, filters[0]
     for n, (outputs, blocks) in enumerate(zip(filters, BLOCKS, strict=False)):
-      encoder[f"stage{n}"] = EncoderStage(inputs, outputs, 1 if n == 0 else 2, blocks, **own)
+      encoder[f"stage{n}"] = EncoderStage(inputs, outputs, 1 if n == 0 else 2, blocks, build=build)
       inputs = outputs
     self.encoder = nnx.Dict(encoder)
     coarse_to_fine = range(len(filters) - 2, -1, -1)
     self.decoder = nnx.Dict(
-      {f"stage{n}": DecoderStage(filters[n + 1], filters[n], **own) for n in coarse_to_fine}
+      {f"stage{n}": DecoderStage(filters[n + 1], filters[n], build=build) for n in coarse_to_fine}
     )
-    self.head = Conv(filters[0], classes, 1, **own)
+    self.head = Conv(filters[0], classes, 1, build=build)
     self.side_heads = nnx.Dict(
-      {level(n): Conv(filters[n], classes, 1, **own) for n in range(1, side_heads + 1)}
+      {level(n): Conv(filters[n], classes, 1, build=build) for n in range(1, side_heads + 1)}
     )
     self.stages = len(filters)
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kd_jax.models import remat as remat_lib
-from kd_jax.models.blocks import Conv, Gate, Init, Keys, ResidualBlock, Stem, Upsample
+from kd_jax.models.blocks import Build, Conv, Gate, Init, Keys, ResidualBlock, Stem, Upsample
+from kd_jax.models.conv_choice import ON_CPU, Convolutions
 from kd_jax.models.interface import Output
 
 _LEVELS = ("level1", "level2")  # half and quarter resolution
@@ -24,10 +25,10 @@ class DecoderStage(nnx.Module):
   Source: docs/method.md, "Decoder stage".
   """
 
-  def __init__(self, inputs: int, skip: int, *, attention: str, init: Init, dtype: Any, rngs: Keys):
-    self.upsample = Upsample(inputs, dtype=dtype, rngs=rngs)
-    self.gate = Gate(attention, inputs + skip, init=init, dtype=dtype, rngs=rngs)
-    self.block = ResidualBlock(inputs + skip, skip, 1, init=init, dtype=dtype, rngs=rngs)
+  def __init__(self, inputs: int, skip: int, *, attention: str, build: Build):
+    self.upsample = Upsample(inputs, dtype=build.dtype, rngs=build.rngs)
+    self.gate = Gate(attention, inputs + skip, build=build)
+    self.block = ResidualBlock(inputs + skip, skip, 1, build=build)
 
   def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) and (B, 2D, 2H, 2W, skip) -> (B, 2D, 2H, 2W, skip)."""
@@ -45,6 +46,8 @@ class ResUNet(nnx.Module):
     attention: "channel" or "cbam".
     init: "torch" or "xavier" (see blocks).
     dtype: what is computed in.
+    rngs: keys for the parameters.
+    convolutions: how they are computed, see conv_choice.
   """
 
   def __init__(
@@ -58,20 +61,21 @@ class ResUNet(nnx.Module):
     init: Init = "torch",
     dtype: Any = jnp.float32,
     rngs: Keys,
+    convolutions: Convolutions = ON_CPU,
   ):
     f0, f1, f2, f3 = filters
-    own = {"init": init, "dtype": dtype, "rngs": rngs}
-    self.stem = Stem(modalities, f0, **own)
-    self.down1 = ResidualBlock(f0, f1, 2, **own)
-    self.down2 = ResidualBlock(f1, f2, 2, **own)
-    self.bridge = ResidualBlock(f2, f3, 2, **own)
-    self.up2 = DecoderStage(f3, f2, attention=attention, **own)
-    self.up1 = DecoderStage(f2, f1, attention=attention, **own)
-    self.up0 = DecoderStage(f1, f0, attention=attention, **own)
-    self.head = Conv(f0, classes, 1, **own)
+    build = Build(init, dtype, rngs, convolutions)
+    self.stem = Stem(modalities, f0, build=build)
+    self.down1 = ResidualBlock(f0, f1, 2, build=build)
+    self.down2 = ResidualBlock(f1, f2, 2, build=build)
+    self.bridge = ResidualBlock(f2, f3, 2, build=build)
+    self.up2 = DecoderStage(f3, f2, attention=attention, build=build)
+    self.up1 = DecoderStage(f2, f1, attention=attention, build=build)
+    self.up0 = DecoderStage(f1, f0, attention=attention, build=build)
+    self.head = Conv(f0, classes, 1, build=build)
     sides = {"level1": f1, "level2": f2}
     self.side_heads = nnx.Dict(
-      {level: Conv(sides[level], classes, 1, **own) for level in _LEVELS[:side_heads]}
+      {level: Conv(sides[level], classes, 1, build=build) for level in _LEVELS[:side_heads]}
     )
 
   def __call__(self, x: jax.Array, remat: str = "none") -> Output:

@@ -65,6 +65,12 @@ def end_at_once(status: int) -> NoReturn:
   os._exit(status)
 
 
+def cache_folder() -> Path:
+  """Where what can be made again is kept for the user."""
+  caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+  return caches / "kd_jax"
+
+
 def keep_compiled() -> None:
   """Compiled programs stay in the user's cache folder, unless JAX was told of another one.
 
@@ -73,8 +79,7 @@ def keep_compiled() -> None:
   import jax
 
   if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(caches / "kd_jax" / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
 def check_devices() -> None:

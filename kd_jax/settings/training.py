@@ -88,6 +88,12 @@ class TrainSettings:
     FREE,
     "what is computed again in the backward pass instead of kept, to save memory",
   ] = "none"
+  autotune: Annotated[
+    bool,
+    FREE,
+    "measure at the start which form of each convolution is fastest on this device (about a minute "
+    "on a GPU), instead of going by the times that were measured elsewhere",
+  ] = False
   skip_nonfinite: Annotated[
     int,
     COUNT,

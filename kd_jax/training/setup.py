@@ -33,7 +33,7 @@ from kd_jax.runtime.terminal import Terminal
 from kd_jax.settings import record
 from kd_jax.settings.run import Settings
 from kd_jax.settings.training import TrainSettings
-from kd_jax.training import messages, optimisers
+from kd_jax.training import autotune, messages, optimisers
 from kd_jax.training import step as step_lib
 from kd_jax.training.state import TrainState, from_items, init_state, to_items
 
@@ -120,7 +120,8 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
   steps_per_epoch = train.steps_per_epoch or max(1, len(dataset.train) // settings.data.batch)
   plan = Plan(steps_per_epoch, train.epochs * steps_per_epoch, train)
 
-  framework = Framework(settings.model, train.remat)
+  convolutions = autotune.for_run(settings, workdir, tell)
+  framework = Framework(settings.model, train.remat, convolutions)
   optimizers = {
     group: optimisers.optimizer(own, plan.total_steps)
     for group, own in settings.optim.groups.items()

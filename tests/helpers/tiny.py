@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.models.blocks import Conv, Init, Keys, instance_norm, leaky_relu
+from kd_jax.models.blocks import Build, Conv, Init, Keys, instance_norm, leaky_relu
+from kd_jax.models.conv_choice import ON_CPU, Convolutions
 from kd_jax.models.interface import BOTTLENECK, NetworkKind, Output, level, unet_features
 
 NAME = "tiny"
@@ -36,19 +37,20 @@ class Tiny(nnx.Module):
     init: Init = "torch",
     dtype: Any = jnp.float32,
     rngs: Keys,
+    convolutions: Convolutions = ON_CPU,
   ):
-    own = {"init": init, "dtype": dtype, "rngs": rngs}
-    self.conv_in = Conv(modalities, filters[0], 3, **own)
+    build = Build(init, dtype, rngs, convolutions)
+    self.conv_in = Conv(modalities, filters[0], 3, build=build)
     self.norm = instance_norm(filters[0], dtype=dtype, rngs=rngs)
-    self.conv_out = Conv(filters[0], filters[0], 3, **own)
+    self.conv_out = Conv(filters[0], filters[0], 3, build=build)
     features = unet_features(filters)
     channels = [filters[0], *(feature.channels for feature in features.values())]
     pairs = zip(features, channels, channels[1:], strict=False)
-    self.levels = nnx.Dict({name: Conv(a, b, 1, **own) for name, a, b in pairs})
-    self.head = Conv(filters[0], classes, 1, **own)
+    self.levels = nnx.Dict({name: Conv(a, b, 1, build=build) for name, a, b in pairs})
+    self.head = Conv(filters[0], classes, 1, build=build)
     names = [level(n) for n in range(1, side_heads + 1)]
     self.side_heads = nnx.Dict(
-      {name: Conv(features[name].channels, classes, 1, **own) for name in names}
+      {name: Conv(features[name].channels, classes, 1, build=build) for name in names}
     )
 
   def __call__(self, x: jax.Array, remat: str = "none") -> Output:

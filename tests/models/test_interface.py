@@ -1,6 +1,5 @@
 """What networks say of themselves is what they do, and the framework goes by it alone."""
 
-import functools
 import math
 from dataclasses import replace
 
@@ -13,9 +12,9 @@ import pytest
 from flax import nnx
 from quick import QUICK
 
-from kd_jax.models import blocks, resenc
+from kd_jax.models import resenc
 from kd_jax.models.blocks import Keys
-from kd_jax.models.conv import conv3d
+from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.framework import Framework, select
 from kd_jax.models.interface import BOTTLENECK, Feature, level, stride
 from kd_jax.models.networks import NETWORKS
@@ -195,9 +194,9 @@ def test_a_mixed_framework_learns(monkeypatch):
 
   With native convolutions and a block a stage, since nearly all of its time is compiling.
   """
-  monkeypatch.setattr(blocks.conv, "conv3d", functools.partial(conv3d, impl="native"))
   monkeypatch.setattr(resenc, "BLOCKS", (1, 1, 1, 1))
-  framework = Framework(replace(MIXED, teachers={"flair": ("flair", "t1ce")}))
+  spec = replace(MIXED, teachers={"flair": ("flair", "t1ce")}, dtype="float32")
+  framework = Framework(spec, convolutions=Convolutions("tpu"))
   optimizers = {group: optax.adam(1e-2) for group in GROUPS}
   confidence, loss = published.confidence(), published.loss(kd_from_epoch=0)
   state = first = init_state(framework, optimizers, confidence, KEY)

@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from quick import QUICK
 
 from kd_jax.models import blocks
-from kd_jax.models.conv import conv3d, upsample2
+from kd_jax.models.conv import Forms, upsample2
+from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.framework import Framework, select
 from kd_jax.models.fusion import Fusion
 from kd_jax.settings.model import ModelSettings
@@ -223,54 +224,6 @@ def test_group_norm_has_six_groups_where_they_fit(channels, groups):
 # --- Convolutions -----------------------------------------------------------------------------
 
 
-def naive_conv3d(x, kernel, stride):
-  """Tap by tap, in float64, padded by k // 2 on both sides."""
-  pads = [(k // 2, k // 2) for k in kernel.shape[:3]]
-  padded = np.pad(x, [(0, 0), *pads, (0, 0)])
-  shape = [-(-n // stride) for n in x.shape[1:4]]
-  out = np.zeros((x.shape[0], *shape, kernel.shape[-1]))
-  for tap in np.ndindex(kernel.shape[:3]):
-    box = [slice(t, t + (n - 1) * stride + 1, stride) for t, n in zip(tap, shape, strict=True)]
-    out += padded[(slice(None), *box)] @ kernel[tap]
-  return out
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(
-  ("shape", "window"),
-  [
-    ((4, 6, 8), (3, 3, 3)),
-    ((5, 7, 3), (3, 3, 3)),
-    ((1, 2, 9), (3, 3, 3)),
-    ((5, 4, 6), (7, 7, 7)),
-    ((5, 4, 6), (1, 1, 1)),
-    ((4, 5, 6), (1, 3, 5)),
-  ],
-)
-def test_both_forms_of_the_convolution_agree(shape, window, stride):
-  rng = np.random.default_rng(0)
-  x, kernel = rng.standard_normal((2, *shape, 3)), rng.standard_normal((*window, 3, 2))
-  expected = naive_conv3d(x, kernel, stride)
-  pull = rng.standard_normal(expected.shape)
-
-  def both(x, kernel):
-    results = {}
-    for impl in ("native", "depth_taps", "auto"):
-      y, back = jax.vjp(lambda x, k, impl=impl: conv3d(x, k, stride, impl=impl), x, kernel)
-      results[impl] = (y, *back(pull))
-    return results
-
-  with jax.enable_x64(True):
-    got = jax.device_get(jax.jit(both, compiler_options=QUICK)(x, kernel))
-  for impl, (y, to_x, to_kernel) in got.items():
-    np.testing.assert_allclose(y, expected, atol=1e-10, err_msg=impl)
-    np.testing.assert_allclose(to_x, got["native"][1], atol=1e-10, err_msg=impl)
-    np.testing.assert_allclose(to_kernel, got["native"][2], atol=1e-10, err_msg=impl)
-  # The gradient itself: the convolution is linear in each argument.
-  np.testing.assert_allclose((got["native"][1] * x).sum(), (pull * expected).sum(), rtol=1e-9)
-  np.testing.assert_allclose((got["native"][2] * kernel).sum(), (pull * expected).sum(), rtol=1e-9)
-
-
 def test_upsample2_writes_each_voxel_as_a_cube():
   rng = np.random.default_rng(0)
   x, kernel = rng.standard_normal((2, 2, 3, 1, 3)), rng.standard_normal((2, 2, 2, 3, 4))
@@ -324,7 +277,7 @@ def test_no_two_networks_start_alike(start):
 
 def test_init_under_jit_gives_the_same_numbers():
   def init(key):
-    module = blocks.Conv(2, 3, 3, init="torch", dtype=jnp.float32, rngs=nnx.Rngs(key))
+    module = blocks.Conv(2, 3, 3, build=blocks.Build("torch", jnp.float32, nnx.Rngs(key)))
     return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
   eager, compiled = init(KEY), jax.jit(init)(KEY)
@@ -390,15 +343,30 @@ def test_norms_start_as_the_identity(start):
 # --- On a mesh --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("impl", ["native", "depth_taps"])
-def test_convolutions_on_a_mesh_have_the_gradients_of_one_device(monkeypatch, impl):
+@pytest.mark.parametrize(
+  "forms",
+  [
+    Forms("native"),
+    Forms("depth_taps"),
+    Forms("native", "transposed_native", "native", apart=True),
+    Forms("depth_stack_2", "cubes", "depth_stack_2", apart=True),
+  ],
+  ids=lambda forms: "-".join(forms[:2]),
+)
+def test_convolutions_on_a_mesh_have_the_gradients_of_one_device(forms):
   """Batch and depth both split: XLA's partitioner has been wrong there more than once.
 
-  On CPU the step's own mesh test has the depth taps; accelerators use the native convolution.
+  On CPU the step's own mesh test has the depth taps; accelerators use others.
   """
-  monkeypatch.setattr(blocks.conv, "conv3d", lambda x, k, s=1: conv3d(x, k, s, impl=impl))
-  own = {"init": "torch", "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
-  pair = nnx.Sequential(blocks.ResidualBlock(4, 8, 2, **own), blocks.ResidualBlock(8, 8, 2, **own))
+
+  class Chosen(Convolutions):
+    def choose(self, convolution):
+      if convolution.stride == 1 and forms.to_input == "cubes":
+        return forms._replace(to_input="depth_stack_2")
+      return forms
+
+  build = blocks.Build("torch", jnp.float32, nnx.Rngs(0), Chosen("gpu"))
+  pair = nnx.Sequential(blocks.ResidualBlock(4, 8, 2, build), blocks.ResidualBlock(8, 8, 2, build))
   graph, params = nnx.split(pair, nnx.Param)
   x = np.random.default_rng(0).standard_normal((4, 16, 8, 8, 4)).astype(np.float32)
 

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from quick import QUICK
 
-from kd_jax.models.blocks import ResidualBlock
+from kd_jax.models.blocks import Build, ResidualBlock
 from kd_jax.models.remat import REMATS, run
 from kd_jax.models.resunet import ResUNet
 
@@ -30,8 +30,8 @@ def test_each_keeps_less_than_the_one_before():
 
 def test_the_gradients_are_the_same():
   with jax.enable_x64(True):
-    own = {"init": "torch", "dtype": jnp.float64, "rngs": nnx.Rngs(0)}
-    graph, params = nnx.split(ResidualBlock(4, 8, 2, **own), nnx.Param)
+    build = Build("torch", jnp.float64, nnx.Rngs(0))
+    graph, params = nnx.split(ResidualBlock(4, 8, 2, build), nnx.Param)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 6, 6, 4)))
 
     def gradients(remat):

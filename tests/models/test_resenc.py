@@ -1,6 +1,5 @@
 """The residual encoder U-Net: its size, and each block against PyTorch's definition in NumPy."""
 
-import functools
 import math
 
 import jax
@@ -12,8 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from quick import QUICK
 
-from kd_jax.models import conv as conv_lib
-from kd_jax.models.blocks import Keys, Upsample, instance_norm
+from kd_jax.models.blocks import Build, Keys, Upsample, instance_norm
+from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.remat import REMATS
 from kd_jax.models.resenc import BLOCKS, DecoderStage, ResEncUNet, ResidualBlockD, mean_pool2
 from kd_jax.training.mesh import make_mesh
@@ -141,7 +140,7 @@ def volume(*shape):
   return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-OWN = {"init": "torch", "dtype": jnp.float32, "rngs": Keys(KEY)}
+OWN = Build("torch", jnp.float32, Keys(KEY))
 
 
 @pytest.mark.parametrize(
@@ -149,14 +148,14 @@ OWN = {"init": "torch", "dtype": jnp.float32, "rngs": Keys(KEY)}
 )
 def test_a_residual_block_is_that_of_the_definition(inputs, outputs, stride):
   """Its skip: identity; conv1 and norm; mean pool, conv1 and norm; mean pool alone."""
-  block, params = randomised(ResidualBlockD(inputs, outputs, stride, **OWN))
+  block, params = randomised(ResidualBlockD(inputs, outputs, stride, OWN))
   assert ("skip" in params) == (inputs != outputs)
   x = volume(2, 4, 6, 8, inputs)
   np.testing.assert_allclose(run(block, x), residual(x, params, stride), rtol=1e-3, atol=1e-4)
 
 
 def test_a_decoder_stage_is_that_of_the_definition():
-  stage, params = randomised(DecoderStage(6, 3, **OWN))
+  stage, params = randomised(DecoderStage(6, 3, OWN))
   x, skip = volume(2, 2, 3, 4, 6), volume(2, 4, 6, 8, 3)
   up = np.zeros((2, 4, 6, 8, 3)) + np.asarray(params["upsample"]["bias"])
   for i, j, k in np.ndindex(2, 2, 2):
@@ -239,12 +238,11 @@ def test_bfloat16_computes_with_float32_parameters():
 # --- On a mesh --------------------------------------------------------------------------------
 
 
-def test_blocks_on_a_mesh_have_the_gradients_of_one_device(monkeypatch):
+def test_blocks_on_a_mesh_have_the_gradients_of_one_device():
   """Batch and depth both split, with the convolutions of accelerators."""
-  native = functools.partial(conv_lib.conv3d, impl="native")
-  monkeypatch.setattr(conv_lib, "conv3d", native)
-  down, up = ResidualBlockD(4, 8, 2, **OWN), Upsample(8, 4, dtype=jnp.float32, rngs=Keys(KEY))
-  graph, params = nnx.split(nnx.Sequential(down, up, ResidualBlockD(4, 4, 2, **OWN)), nnx.Param)
+  build = OWN._replace(convolutions=Convolutions("tpu"))
+  down, up = ResidualBlockD(4, 8, 2, build), Upsample(8, 4, dtype=jnp.float32, rngs=Keys(KEY))
+  graph, params = nnx.split(nnx.Sequential(down, up, ResidualBlockD(4, 4, 2, OWN)), nnx.Param)
   x = volume(4, 16, 8, 8, 4)
 
   def loss(params, x):
