@@ -201,7 +201,7 @@ def measure(
     output: an empty folder.
     repeat: how often each piece is timed.
   """
-  sliding_window._predict.clear_cache()  # rows share programs, and each is to compile its own
+  sliding_window.compiled_with.cache_clear()  # rows share programs, and each is to compile its own
   _forget_peak()
   device_before = memory().get("memory/device_gb", 0.0)
   predictor = _ensemble(setup, networks)

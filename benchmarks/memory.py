@@ -23,16 +23,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common, timing, train_step
 from benchmarks.scaling import QUICK  # and its fake CPU devices, before JAX looks for any
 from kd_jax.models.conv_choice import of_platform
-from kd_jax.models.framework import Framework, Params
 from kd_jax.runtime.terminal import table
-from kd_jax.settings.run import Settings
+from kd_jax.training.memory import kept_bytes
 from kd_jax.training.mesh import make_mesh
 
 WHOLE = (256, 240, 160)  # 240x240x155 where four devices share the first side
@@ -68,7 +66,7 @@ def measure(case: Case, filters: tuple[int, int, int, int]) -> dict[str, Any]:
   devices = settings.train.spatial_shards
   lowered, _ = train_step.lower_step(settings, make_mesh(1, devices), of_platform("tpu"))
   memory = lowered.compile(compiler_options=QUICK).memory_analysis()
-  kept = kept_bytes(settings) / devices
+  kept = kept_bytes(settings, settings.train.remat, of_platform("gpu")) / devices
   return {
     "case": case.name,
     "patch": case.patch,
@@ -79,20 +77,6 @@ def measure(case: Case, filters: tuple[int, int, int, int]) -> dict[str, Any]:
     "kept": kept,
     "temporary": memory.temp_size_in_bytes,
   }
-
-
-def kept_bytes(settings: Settings) -> int:
-  """What the forward pass of a batch (or a part of it) keeps for the backward pass."""
-  framework = Framework(settings.model, settings.train.remat, of_platform("tpu"))
-  samples = settings.data.batch // settings.train.accumulate
-  images = jax.ShapeDtypeStruct((samples, 4, *settings.data.patch), jnp.float32)
-
-  def backward(params: Params, images: jax.Array):
-    return jax.vjp(lambda params: framework(params, images), params)[1]
-
-  params = jax.eval_shape(framework.init, jax.random.key(0))
-  residuals = jax.tree.leaves(jax.eval_shape(backward, params, images))
-  return sum(x.size * x.dtype.itemsize for x in residuals)
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ from benchmarks.flops import forward_flops
 from kd_jax.models.conv import Forms
 from kd_jax.models.conv_choice import Convolutions
 from kd_jax.runtime.errors import ConfigError
+from kd_jax.runtime.memory import program_bytes
 from kd_jax.runtime.terminal import table
 from kd_jax.settings.model import multiple
 from kd_jax.training.mesh import make_mesh
@@ -69,7 +70,7 @@ def main() -> None:
     lowered, _ = train_step.lower_step(settings, make_mesh(data, space), convolutions)
     compiled = lowered.compile(compiler_options=QUICK)
     found = collectives(compiled.as_text(), space)
-    programs.append(Sharded(data, space, timing.program_bytes(compiled) or 0, found))
+    programs.append(Sharded(data, space, program_bytes(compiled) or 0, found))
     seconds = time.monotonic() - began
     common.tell(f"{number}/{len(meshes)} {text}: {seconds:.0f} s")
 

@@ -111,19 +111,3 @@ def report(path: Path, settings: Mapping[str, Any], rows: Any) -> None:
   """Writes the JSON and prints the machine, the first line of every benchmark's report."""
   write_json(path, settings, rows)
   print(describe(machine()))
-
-
-def program_bytes(compiled: jax.stages.Compiled) -> int | None:
-  """Device memory that a compiled program takes on each device; None where XLA does not tell.
-
-  Arguments, results and temporary buffers; what is donated is counted once.
-  """
-  memory = compiled.memory_analysis()
-  if memory is None:
-    return None
-  return (
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    + memory.temp_size_in_bytes
-    - memory.alias_size_in_bytes
-  )

@@ -39,7 +39,7 @@ from benchmarks.flops import forward_flops
 from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.framework import Framework
 from kd_jax.models.remat import REMATS
-from kd_jax.runtime.memory import free_memory, memory
+from kd_jax.runtime.memory import free_memory, memory, program_bytes
 from kd_jax.runtime.terminal import table
 from kd_jax.settings import presets
 from kd_jax.settings.run import Settings
@@ -132,6 +132,7 @@ def settings(
     "model.dtype": dtype,
     "data.patch": tuple(patch),
     "data.batch": batch,
+    "train.remat": "none",  # unless asked for below: `auto` depends on the machine
     **{f"train.{name}": value for name, value in train.items()},
   }
   return presets.settings(f"brats21:{variants}", overrides)
@@ -224,7 +225,7 @@ def jax_program(settings: Settings) -> Program:
     jax.block_until_ready((held["state"], metrics))
 
   flops = (compiled.cost_analysis() or {}).get("flops")
-  return Program(run, seconds, timing.program_bytes(compiled), flops)
+  return Program(run, seconds, program_bytes(compiled), flops)
 
 
 def matmul(dtype: str, side: int, chain: int) -> tuple[Callable[[], Any], float]:

@@ -41,6 +41,7 @@ def load(
   mirror: bool | None = None,
   min_component_mm3: float | None = None,
   min_et_mm3: float | None = None,
+  compiler_options: str | None = None,
 ) -> "Student":
   """Opens a trained student.
 
@@ -52,6 +53,7 @@ def load(
     min_component_mm3: a smaller connected component of WT becomes background, in mm3.
     min_et_mm3: less ET than that in a scan becomes core, in mm3.
       All five: None takes the value that was stored with the student.
+    compiler_options: for XLA: "auto" (the same as None), "none", or "xla_NAME=value".
 
   Raises:
     UserError: there is no student, it is damaged, or several do not read the same input.
@@ -65,7 +67,9 @@ def load(
     mirror=mirror,
     min_component_mm3=min_component_mm3,
     min_et_mm3=min_et_mm3,
+    compiler_options=compiler_options,
   )
+  warn_caller(*predictor.notes, category=UserWarning)
   return Student(predictor)
 
 
@@ -292,7 +296,5 @@ def _settings(config: str | Settings, overrides: Mapping[str, Any]) -> Settings:
   if isinstance(config, str):
     return presets.settings(config, overrides)
   if not isinstance(config, Settings):
-    raise ConfigError(
-      f"config is a {type(config).__name__}; give a preset's name or kd_jax.Settings"
-    )
+    raise ConfigError(f"a {type(config).__name__} is no preset's name and no kd_jax.Settings")
   return presets.override(config, overrides)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
   from kd_jax.runtime.terminal import Terminal
   from kd_jax.settings.run import Settings
 
-INFERENCE = ("window", "overlap", "mirror", "min_component_mm3", "min_et_mm3")
+INFERENCE = ("window", "overlap", "mirror", "min_component_mm3", "min_et_mm3", "compiler_options")
 
 
 class Call(NamedTuple):
@@ -57,7 +57,10 @@ class Call(NamedTuple):
     if values.checkpoint and values.workdir:
       raise ConfigError("--checkpoint and --workdir both name the student; give one")
     students = open_students(values.checkpoint or values.workdir)
-    return Predictor(students, **{name: values[name].value for name in INFERENCE})
+    predictor = Predictor(students, **{name: values[name].value for name in INFERENCE})
+    for note in predictor.notes:
+      self.terminal.line(note)
+    return predictor
 
   def naming(self) -> "Naming":
     """Of --names and --patients."""

@@ -45,6 +45,11 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     None,
     "Less ET than that becomes core; default: the student's.",
   ),
+  "compiler_options": (
+    flags.DEFINE_string,
+    None,
+    "For XLA: auto (the default), none, or xla_NAME=value beside auto's, with commas.",
+  ),
   "data_root": (flags.DEFINE_string, None, "Other data than the run's own."),
   "split": (flags.DEFINE_string, None, "val, holdout or all: which cases to score."),
   "exclude_training_subjects": (flags.DEFINE_bool, False, "Leave them out instead of refusing."),

@@ -78,7 +78,8 @@ def cross_validate(
     train(replace(settings, data=data), run, terminal)
     student = open_student(run)
     if not _is_scored(run, student):
-      evaluate(Predictor([student]), Choice(), None, terminal)
+      predictor = Predictor([student], compiler_options=settings.train.compiler_options)
+      evaluate(predictor, Choice(), None, terminal)
 
   runs = [workdir / f"fold{fold}" for fold in range(count)]
   if missing := [run.name for run in runs if not validation_summary(run).exists()]:
@@ -161,7 +162,8 @@ def _gather(
 
   @functools.cache
   def predictor(run: Path) -> Predictor:
-    return Predictor([students[runs.index(run)]])
+    student = students[runs.index(run)]
+    return Predictor([student], compiler_options=settings.train.compiler_options)
 
   def predicted(case: Case) -> np.ndarray:
     return predictor(run_of[case.name]).predict_case(case).classes()

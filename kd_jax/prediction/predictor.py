@@ -24,10 +24,13 @@ from kd_jax.data.walk import dead_link
 from kd_jax.prediction import sliding_window
 from kd_jax.prediction.postprocess import postprocess
 from kd_jax.prediction.student import Student
+from kd_jax.runtime import compiler_options as xla
+from kd_jax.runtime import cuda
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError
 from kd_jax.runtime.memory import free_memory
 from kd_jax.settings import schema
 from kd_jax.settings.inference import BY_VALIDATION, InferenceSettings, MinimumSizes
+from kd_jax.settings.training import CompilerOptions
 from kd_jax.tasks.labels import CLASSES, REGIONS
 
 Warn = Callable[[str], None]
@@ -83,12 +86,21 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-  """Students that read the same input, and their inference settings; one student is enough."""
+  """Students that read the same input, and their inference settings; one student is enough.
 
-  def __init__(self, students: Sequence[Student], **overrides: Any):
+  Attributes:
+    students, preparation, modalities, settings: theirs.
+    compiler_options: of their programs.
+    notes: what is to be said of the machine before they predict.
+  """
+
+  def __init__(
+    self, students: Sequence[Student], *, compiler_options: str | None = None, **overrides: Any
+  ):
     """
     Args:
       students: their probabilities are averaged.
+      compiler_options: see runtime/compiler_options.py; None for "auto".
       overrides: fields of InferenceSettings. What is missing or None is as the first student has
         it; minimum sizes are the lower median of the students', each chosen by its validation.
 
@@ -100,6 +112,11 @@ class Predictor:
     self.modalities = students[0].architecture.modalities
     self.settings = _settings(students, overrides)
     networks = [student.architecture for student in students]
+    frameworks = [own.framework() for own in networks]
+    dtype = frameworks[0].dtype.name  # of all of them
+    wanted = schema.build(CompilerOptions, compiler_options or xla.AUTO, "compiler_options")
+    self.compiler_options, notes = xla.choose(wanted, dtype)
+    self.notes = (*notes, *cuda.doubts(jax.local_devices()[0], dtype))
     self._shapes = sliding_window.shapes(
       self.preparation.patch,
       self.preparation.spacing,
@@ -109,8 +126,8 @@ class Predictor:
       multiple=math.lcm(*(own.kind.multiple(own.filters) for own in networks)),
     )
     self._members = [
-      (student.architecture.framework().network, jax.device_put(student.params))
-      for student in students
+      (framework.network, jax.device_put(student.params))
+      for framework, student in zip(frameworks, students, strict=True)
     ]
 
   def load(self, case: Case, warn: Warn) -> Prepared:
@@ -152,7 +169,9 @@ class Predictor:
   def probabilities(self, prepared: Prepared) -> np.ndarray:
     """(K, *grid.shape), the students' mean. UserError if the device has not enough memory."""
     try:
-      return sliding_window.predict(self._members, prepared.images, self._shapes, self.settings)
+      return sliding_window.predict(
+        self._members, prepared.images, self._shapes, self.settings, self.compiler_options
+      )
     except jax.errors.JaxRuntimeError as e:
       if "RESOURCE_EXHAUSTED" not in str(e) and "Out of memory" not in str(e):
         raise

@@ -44,12 +44,13 @@ class ScanWarning(UserWarning):
   """A scan that is not like the training data: its mask may be wrong."""
 
 
-def warn_caller(line: str) -> None:
-  """A ScanWarning at the line of the caller's code that called this package."""
+def warn_caller(*lines: str, category: type[Warning] = ScanWarning) -> None:
+  """A warning for each line, at the line of the caller's code that called this package."""
   frame, level = sys._getframe(), 1  # as `warnings` counts: 1 is this function
   while frame.f_back and frame.f_globals["__name__"].split(".")[0] == "kd_jax":
     frame, level = frame.f_back, level + 1
-  warnings.warn(line.removeprefix("warning: "), ScanWarning, stacklevel=level)
+  for line in lines:
+    warnings.warn(line.removeprefix("warning: "), category, stacklevel=level)
 
 
 def segment(

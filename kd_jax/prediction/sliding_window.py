@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from kd_jax.data.grid import PAPER_SHAPE, Triple
+from kd_jax.runtime.compiler_options import Options
 from kd_jax.settings.inference import InferenceSettings
 from kd_jax.tasks.labels import CLASSES
 
@@ -107,7 +108,11 @@ def window_starts(shape: Triple, window: Triple, overlap: float) -> np.ndarray:
 
 
 def predict(
-  members: Sequence[Member], volume: np.ndarray, shapes: Shapes, settings: InferenceSettings
+  members: Sequence[Member],
+  volume: np.ndarray,
+  shapes: Shapes,
+  settings: InferenceSettings,
+  options: Options = (),
 ) -> np.ndarray:
   """Class probabilities of a volume, the mean over all members.
 
@@ -115,6 +120,7 @@ def predict(
     members: (network, its parameters); members of one architecture should share the network, so
       that they share one program too.
     volume: (M, D, H, W), the members' modalities on their grid.
+    options: for the compiler.
 
   Returns:
     (K, D, H, W) float32.
@@ -135,11 +141,19 @@ def predict(
   total = 0.0
   for network, params in members:
     count = np.int32(len(starts))
-    total += _predict(params, on_device, all_starts, count, network, chosen, settings.mirror)
+    program = compiled_with(options)
+    total += program(params, on_device, all_starts, count, network, chosen, settings.mirror)
   return np.asarray(total)[(slice(None), *box)] / len(members)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "plan", "mirror"))
+@functools.cache
+def compiled_with(options: Options) -> jax.stages.Wrapped:
+  """The program of `predict`; as long as options stay the same, so do its compiled forms."""
+  return jax.jit(
+    _predict, static_argnames=("network", "plan", "mirror"), compiler_options=dict(options)
+  )
+
+
 def _predict(
   params: dict,
   padded: jax.Array,

@@ -40,6 +40,17 @@ def record(workdir: Path, **more: Any) -> dict[str, Any]:
   return started
 
 
+def amend(workdir: Path, **more: Any) -> None:
+  """Adds to the record of the latest start what was not known then; see `record`."""
+  path = workdir / RUN_FILE
+  try:
+    starts = read_json(path)["starts"]
+    starts[-1] |= more
+  except (UserError, KeyError, IndexError, TypeError):  # spoilt meanwhile: no reason to stop
+    return
+  write_text(path, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
 def source(record: Mapping[str, Any]) -> str:
   """The record's commit in words."""
   git = record["git"]

@@ -28,3 +28,28 @@ def free_memory() -> float | None:
     return None
   fields = dict(line.split(":", 1) for line in lines)
   return float(fields["MemAvailable"].split()[0]) * 1024 / 2
+
+
+def memory_limit() -> int | None:
+  """Bytes that programs of this process may take of a device in all; None where it does not tell.
+
+  Not what is free now: a run that starts again on the same machine finds the same.
+  """
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  return min(int(own["bytes_limit"]) if "bytes_limit" in own else 0 for own in stats) or None
+
+
+def program_bytes(compiled: jax.stages.Compiled) -> int | None:
+  """Device memory that a compiled program takes on each device; None where XLA does not tell.
+
+  Arguments, results and temporary buffers; what is donated is counted once.
+  """
+  memory = compiled.memory_analysis()
+  if memory is None:
+    return None
+  return (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
+  )

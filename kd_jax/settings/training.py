@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from kd_jax.settings.constraints import Range
+from kd_jax.runtime import compiler_options
+from kd_jax.settings.constraints import Range, Readable
 from kd_jax.settings.schema import FREE
 
 GROUPS = ("teachers", "student")  # of parameters: each has an optimiser
@@ -13,6 +14,13 @@ SHARE, DECAY, POSITIVE, COUNT = (
   Range(1, 1 << 30),
   Range(0, 1 << 30),
 )
+CompilerOptions = Annotated[
+  str,
+  Readable(compiler_options.read),
+  FREE,
+  "what XLA is told: `auto` (kd_jax/runtime/compiler_options.py), `none`, or "
+  "`xla_NAME=value,xla_NAME=value` beside those of `auto`",
+]
 
 
 @dataclass(frozen=True)
@@ -84,10 +92,12 @@ class TrainSettings:
     int, POSITIVE, FREE, "parts of a batch that are computed one after the other, to save memory"
   ] = 1
   remat: Annotated[
-    Literal["none", "norms", "stages"],
+    Literal["auto", "none", "norms", "stages"],
     FREE,
-    "what is computed again in the backward pass instead of kept, to save memory",
-  ] = "none"
+    "what is computed again in the backward pass instead of kept, to save memory; `auto` is the "
+    "first that fits into the device",
+  ] = "auto"
+  compiler_options: CompilerOptions = "auto"
   autotune: Annotated[
     bool,
     FREE,

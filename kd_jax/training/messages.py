@@ -13,9 +13,12 @@ from kd_jax import __version__
 from kd_jax.data.dataset import Dataset
 from kd_jax.runs.layout import CHECKPOINTS, CONFIG_FILE, TENSORBOARD
 from kd_jax.runs.log import Log
+from kd_jax.runtime import compiler_options, cuda
+from kd_jax.runtime.compiler_options import Options
 from kd_jax.runtime.terminal import error_table, table
 from kd_jax.settings.run import Settings
 from kd_jax.tasks.labels import REGIONS
+from kd_jax.training.memory import Choice
 from kd_jax.training.state import TrainState
 from kd_jax.training.validation import Validation
 
@@ -26,9 +29,7 @@ def introduce(
   workdir: Path,
   dataset: Dataset,
   mesh: Mesh,
-  state: TrainState,
   total_steps: int,
-  changed: Sequence[str],
 ) -> None:
   device = jax.devices()[0]
   log.line(
@@ -36,6 +37,25 @@ def introduce(
     f"fold {settings.data.fold}; {total_steps} steps; {dict(mesh.shape)} {device.device_kind} "
     f"({device.platform}); kd_jax {__version__}, jax {jax.__version__}; work directory {workdir}"
   )
+
+
+def machine(log: Log, dtype: str, remat: Choice, options: Options, warnings: Sequence[str]) -> None:
+  """What computes the run, and how, in one line; and what speaks against it."""
+  device = jax.local_devices()[0]
+  capability, cudnn = cuda.capability(device), cuda.cudnn()
+  kind = device.device_kind
+  if capability:
+    version = f"cuDNN {cuda.text(cudnn)}" if cudnn else "cuDNN of unknown version"
+    kind += f" (compute capability {cuda.text(capability)}, {version})"
+  line = f"{dtype} on {kind}; {remat.line}; XLA options: {compiler_options.text(options)}"
+  log.line(line)
+  log.text("machine", line)
+  for warning in (*cuda.doubts(device, dtype), *warnings):
+    log.line(warning)
+
+
+def details(log: Log, workdir: Path, state: TrainState, changed: Sequence[str]) -> None:
+  """Where the run stands, what was changed since it began, its parameters and its settings."""
   if first := int(state.step):
     log.line(f"going on from step {first}")
   for line in changed:

@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from kd_jax.data.augmentation import augment
 from kd_jax.data.dataset import Choice, Dataset, choose, open_dataset
 from kd_jax.data.entry import open_entry
 from kd_jax.data.subjects import Subject, read_subjects, write_subjects
+from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.framework import Framework
 from kd_jax.runs import provenance
 from kd_jax.runs.checkpoints import Checkpoints, set_aside_damaged
@@ -27,13 +28,14 @@ from kd_jax.runs.layout import (
   has_begun,
 )
 from kd_jax.runs.log import Log, NoLog, RunLog
-from kd_jax.runtime import files, processes
+from kd_jax.runtime import compiler_options, files, processes
+from kd_jax.runtime.compiler_options import Options
 from kd_jax.runtime.errors import some
 from kd_jax.runtime.terminal import Terminal
 from kd_jax.settings import record
 from kd_jax.settings.run import Settings
 from kd_jax.settings.training import TrainSettings
-from kd_jax.training import autotune, messages, optimisers
+from kd_jax.training import autotune, memory, messages, optimisers
 from kd_jax.training import step as step_lib
 from kd_jax.training.state import TrainState, from_items, init_state, to_items
 
@@ -74,7 +76,9 @@ class Setup(NamedTuple):
     plan: see there.
     dataset: the cases of the fold.
     framework: the networks.
-    train_step: (state, batch, key) -> (state, metrics), not compiled yet.
+    make_step: remat -> the step (state, batch, key) -> (state, metrics), to be compiled.
+    remat: which to compile it with.
+    options: for the compiler.
     state: where the run stands, on the mesh.
     notes: what the host knew at the last checkpoint; {} at the start.
     key: of the augmentation, on the mesh.
@@ -85,7 +89,9 @@ class Setup(NamedTuple):
   plan: Plan
   dataset: Dataset
   framework: Framework
-  train_step: Callable
+  make_step: Callable[[str], Any]
+  remat: memory.Choice
+  options: Options
   state: TrainState
   notes: dict
   key: jax.Array
@@ -121,12 +127,11 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
   plan = Plan(steps_per_epoch, train.epochs * steps_per_epoch, train)
 
   convolutions = autotune.for_run(settings, workdir, tell)
-  framework = Framework(settings.model, train.remat, convolutions)
+  framework = Framework(settings.model, convolutions=convolutions)
   optimizers = {
     group: optimisers.optimizer(own, plan.total_steps)
     for group, own in settings.optim.groups.items()
   }
-  train_step = _train_step(settings, framework, optimizers, steps_per_epoch)
   init_key, augment_key = jax.random.split(jax.random.key(settings.seed))
   new_state = functools.partial(
     init_state,
@@ -144,25 +149,39 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
 
   first = int(state.step)
   log: Log = RunLog(workdir, terminal, first) if processes.first() else NoLog()
-  compiled_on_mesh = step_lib.compile_step(train_step, mesh)
-  setup = Setup(
-    plan, dataset, framework, compiled_on_mesh, state, notes, key, checkpoints, log, first
+  make_step = functools.partial(
+    _train_step, settings, convolutions, optimizers, steps_per_epoch, mesh
   )
-  messages.introduce(log, settings, workdir, dataset, mesh, state, plan.total_steps, changed)
+  state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+  remat = memory.choose(settings, convolutions, mesh.shape, state_bytes)
+  dtype = framework.dtype.name
+  options, warnings = compiler_options.choose(train.compiler_options, dtype)
+  setup = Setup(
+    plan, dataset, framework, make_step, remat, options, state, notes, key, checkpoints, log, first
+  )
+  messages.introduce(log, settings, workdir, dataset, mesh, plan.total_steps)
+  messages.machine(log, dtype, remat, options, warnings)
+  messages.details(log, workdir, state, changed)
   for text in told:
     log.line(text, terminal=False)
   if processes.first():
-    made = provenance.record(workdir, step=first, seed=settings.seed)
+    computed = {"dtype": dtype, "remat": remat.remats[0], "compiler_options": dict(options)}
+    made = provenance.record(workdir, step=first, seed=settings.seed, **computed)
     log.line(f"seed {settings.seed}, {provenance.source(made)}; all of it: {RUN_FILE}")
   return setup
 
 
 def _train_step(
-  settings: Settings, framework: Framework, optimizers: dict, steps_per_epoch: int
+  settings: Settings,
+  convolutions: Convolutions,
+  optimizers: dict,
+  steps_per_epoch: int,
+  mesh: Mesh,
+  remat: str,
 ) -> Callable:
   augmentation = functools.partial(augment.augment, settings=settings.augment)
-  return step_lib.make_train_step(
-    framework,
+  step = step_lib.make_train_step(
+    Framework(settings.model, remat, convolutions),
     optimizers,
     settings.loss,
     settings.confidence,
@@ -172,6 +191,7 @@ def _train_step(
     accumulate=settings.train.accumulate,
     skip_nonfinite=settings.train.skip_nonfinite > 0,
   )
+  return step_lib.compile_step(step, mesh)
 
 
 def _restored(

@@ -15,13 +15,14 @@ from kd_jax.data import pipeline
 from kd_jax.data.dataset import spread
 from kd_jax.models.framework import Params
 from kd_jax.prediction import sliding_window
+from kd_jax.runs import provenance
 from kd_jax.runtime import child_processes, lock, processes
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.interrupts import Interrupts
 from kd_jax.runtime.memory import memory
 from kd_jax.runtime.terminal import Terminal, duration
 from kd_jax.settings.run import Settings
-from kd_jax.training import messages, optimisers
+from kd_jax.training import messages, optimisers, program
 from kd_jax.training import step as step_lib
 from kd_jax.training.mesh import mesh_for
 from kd_jax.training.metric_averages import MetricAverages
@@ -126,7 +127,7 @@ class _Run:
     self.skipped: int = notes.get("skipped", 0)
     standing = _plateaus_of(notes)
     self.plateaus = {group: Plateau(**standing.get(group, {})) for group in settings.optim.groups}
-    self._step: Any = setup.train_step  # until it is compiled
+    self._step: Any = None  # until it is compiled
     groups, total = settings.optim.groups, setup.plan.total_steps
     self._rates = optimisers.learning_rates(groups, total)
     data = settings.data
@@ -197,12 +198,17 @@ class _Run:
     self.setup.checkpoints.save(step, to_items(self.state), notes, score)
 
   def _compile(self, batch: step_lib.Batch) -> None:
-    """Ahead of time: a change of shapes later is an error."""
-    log = self.setup.log
+    setup, log = self.setup, self.setup.log
     log.line("compiling the training step (a minute or two on CPU, the first time)")
-    began = time.monotonic()
-    self._step = self._step.lower(self.state, batch, self.setup.key).compile()
-    log.line(f"compiled in {time.monotonic() - began:.0f} s")
+    arguments = (self.state, batch, setup.key)
+    compiled = program.compile_step(
+      setup.make_step, arguments, setup.remat, setup.options, log.line
+    )
+    self._step = compiled.run
+    log.line(str(compiled))
+    if processes.first():
+      known = {"remat": compiled.remat, "compile_seconds": round(compiled.seconds, 1)}
+      provenance.amend(self.workdir, **known, step_bytes=compiled.bytes)
 
   def _skip(self, step: int, name: str, value: float, most: int) -> None:
     """Counts a step that was not finite. NonFiniteError if there are more than may be."""
@@ -230,7 +236,9 @@ class _Run:
   def _predict(self, name: str, params: Params, volume: np.ndarray) -> np.ndarray:
     params = jax.tree.map(lambda x: x.addressable_data(0), params)  # as it lies on one device
     member = (self.setup.framework.network_of(name), params)
-    return sliding_window.predict([member], volume, self._shapes, self.settings.inference)
+    return sliding_window.predict(
+      [member], volume, self._shapes, self.settings.inference, self.setup.options
+    )
 
 
 def _plateaus_of(notes: dict[str, Any]) -> dict[str, Any]:

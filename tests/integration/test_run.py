@@ -20,6 +20,12 @@ def test_a_run_leaves_what_the_readme_says(finished):
     assert (finished / name).stat().st_size > 0
   assert list((finished / "tensorboard").glob("events*"))
   assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("*orbax*tmp*"))
+  (start,) = json.loads((finished / "run.json").read_text())["starts"][:1]
+  assert (start["dtype"], start["remat"], start["compiler_options"]) == ("float32", "none", {})
+  assert start["step_bytes"] > 1e6 and start["compile_seconds"] >= 0
+  assert start["devices"]["cudnn"] is None
+  head = (finished / "train.log").read_text().splitlines()[:12]
+  assert any("float32 on cpu; remat none (auto, for CPU); XLA options: none" in x for x in head)
   last = numbers(finished)
   assert {x["step"] for x in last} >= {2, 4, STEPS}
   names = set().union(*last)

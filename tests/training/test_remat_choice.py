@@ -1,0 +1,181 @@
+"""train.remat = "auto": what a step takes is estimated, and the first remat that fits is taken."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from kd_jax.models import conv
+from kd_jax.models.remat import REMATS
+from kd_jax.runtime import processes
+from kd_jax.runtime.errors import UserError
+from kd_jax.settings import presets
+from kd_jax.training import memory, program
+
+ONE = {"data": 1, "space": 1}
+STATE = 0.5e9  # of four networks of the paper's size, with AdamW and the student's average
+_kept_bytes = memory.kept_bytes
+
+# GB of whole steps, by XLA's account for an H200; see the table in training/memory.py.
+COMPILED = {
+  ("student_only", 1): (3.35, 3.24, 2.58),
+  ("student_only", 2): (6.50, 6.28, 4.96),
+  ("mtcm_kd", 1): (11.66, 8.39, 5.31),
+}
+
+
+def paper(variants="", batch=1, **changes):
+  """A recipe at the paper's size on an accelerator."""
+  settings = {
+    "model.filters": (32, 64, 128, 256),
+    "model.dtype": "bfloat16",
+    "data.patch": (128, 128, 128),
+    "data.batch": batch,
+    **changes,
+  }
+  return presets.settings(f"brats21:{variants}", settings)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forms_of_accelerators():
+  """What is kept on a GPU or a TPU: those for CPU keep more."""
+  usual = conv.conv3d
+  conv.conv3d = functools.partial(usual, impl="native")
+  yield
+  conv.conv3d = usual
+
+
+@functools.cache
+def kept(variants, batch, remat):
+  """As `memory.kept_bytes`; tracing four networks takes seconds."""
+  return _kept_bytes(paper(variants, batch), remat)
+
+
+def first(limit, variants="", batch=1):
+  settings = paper(variants, batch)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(memory, "kept_bytes", lambda _, remat: kept(variants, batch, remat))
+    return memory.first_that_fits(settings, ONE, STATE, limit)
+
+
+def test_less_is_kept_where_less_fits():
+  """Batch 2 of the default recipe fits into 24 GB, batch 1 into 12; a large device keeps all."""
+  for batch, limit in ((2, 24e9), (1, 12e9)):
+    choice = first(limit, batch=batch)
+    assert choice.remats[0] == "norms"
+    assert memory.SAVES_MORE not in choice.line
+  assert first(80e9, batch=2).remats == REMATS
+  assert first(16e9, batch=2).remats == ("stages",)
+
+
+@pytest.mark.parametrize(("variants", "batch"), COMPILED)
+def test_the_estimate_is_near_what_xla_takes(variants, batch):
+  """A little above it: a step that does not fit costs a second compilation."""
+  for remat, gb in zip(REMATS, COMPILED[variants, batch], strict=True):
+    state = STATE if variants == "mtcm_kd" else 0.17e9
+    own = functools.partial(kept, variants, batch)
+    estimate = memory.step_bytes(paper(variants, batch), ONE, state, remat, own)
+    assert 0.97 < estimate / (gb * 1e9) < 1.15, (remat, estimate)
+
+
+def test_where_nothing_fits_it_is_tried_and_remedies_are_named():
+  choice = first(3e9)
+  assert choice.remats == ("stages",)
+  assert "train.accumulate" in choice.line and "of 3.0 GB" in choice.line
+
+
+def test_what_the_remedies_save():
+  def norms(mesh=ONE, **changes):
+    settings = paper("student_only", 4, **changes)
+    own = functools.partial(memory.kept_bytes, settings)
+    return memory.step_bytes(settings, mesh, STATE, "norms", own) - STATE
+
+  usual = norms()
+  assert norms(**{"train.accumulate": 4}) < 0.5 * usual
+  assert norms({"data": 2, "space": 2}) == pytest.approx(usual / 4)
+  assert norms(**{"data.patch": (64, 128, 128)}) == pytest.approx(usual / 2, rel=0.02)
+  assert norms(**{"train.skip_nonfinite": 3}) == usual + STATE
+
+
+def test_the_estimate_does_not_depend_on_how_convolutions_are_computed(monkeypatch):
+  usual = memory.kept_bytes(paper("student_only"), "norms")
+  stacked = functools.partial(conv.conv3d.func, impl="depth_taps")
+  monkeypatch.setattr(conv, "conv3d", stacked)
+  assert memory.kept_bytes(paper("student_only"), "norms") == usual
+
+
+def test_cpu_and_devices_that_do_not_tell_keep_everything(monkeypatch):
+  assert memory.choose(paper(), ONE, STATE).remats == ("none",)
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  monkeypatch.setattr(memory, "memory_limit", lambda: None)
+  assert memory.choose(paper(), ONE, STATE).remats[0] == "none"
+
+
+def test_what_the_user_says_holds(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(memory, "memory_limit", lambda: 10**9)
+  choice = memory.choose(paper(**{"train.remat": "norms"}), ONE, STATE)
+  assert choice.remats == ("norms",)
+
+
+def test_all_processes_decide_by_the_smallest_device(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(memory, "kept_bytes", lambda _, remat: kept("", 2, remat))
+  monkeypatch.setattr(memory, "memory_limit", lambda: 80 * 10**9)
+  monkeypatch.setattr(processes, "gather", lambda own: [own, 16 * 10**9])
+  choice = memory.choose(paper(batch=2), ONE, STATE)
+  assert (choice.remats, choice.limit) == (("stages",), 16 * 10**9)
+  monkeypatch.setattr(processes, "gather", lambda own: [own, None])
+  assert memory.choose(paper(batch=2), ONE, STATE).limit is None
+
+
+# --- What is compiled -------------------------------------------------------------------------
+
+
+def step_of(remat):
+  """A step that takes 4 kB for "stages", and more before it."""
+  copies = {"none": 64, "norms": 8, "stages": 1}[remat]
+  return jax.jit(lambda x: jnp.tile(x, copies))
+
+
+def compiled(limit, remats=REMATS, make=step_of):
+  told = []
+  x = jax.ShapeDtypeStruct((500,), jnp.float32)
+  choice = memory.Choice(remats, limit, "")
+  return program.compile_step(make, (x,), choice, (), told.append), told
+
+
+def test_a_program_that_is_too_large_is_compiled_with_less_kept():
+  found, told = compiled(10**6)
+  assert (found.remat, told) == ("none", [])
+  assert found.run(jnp.ones(500)).shape == (64 * 500,)
+  found, told = compiled(20_000)
+  assert found.remat == "norms" and found.bytes < 20_000
+  assert len(told) == 1 and "remat none takes 0.00" in told[0]
+  found, told = compiled(100)  # nothing fits: the least is taken all the same
+  assert found.remat == "stages" and len(told) == 2
+  assert "too much: train.accumulate" in str(found)
+  found, told = compiled(None)
+  assert found.remat == "none" and "GB" in str(found)
+
+
+def test_all_processes_compile_the_same(monkeypatch):
+  monkeypatch.setattr(processes, "gather", lambda own: [own, False])
+  assert compiled(10**6)[0].remat == "stages"
+
+
+def test_a_compiler_that_runs_out_of_memory_is_no_end():
+  """As XLA for TPU does; of a user's own choice the error has remedies."""
+
+  class TooLarge:
+    def lower(self, *_):
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
+
+  def make(remat):
+    return TooLarge() if remat == "none" else step_of(remat)
+
+  found, told = compiled(10**6, make=make)
+  assert found.remat == "norms" and "does not fit" in told[0]
+  with pytest.raises(UserError, match=r"does not fit into the device.*train\.accumulate"):
+    compiled(10**6, ("none",), make)
