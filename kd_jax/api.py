@@ -296,5 +296,5 @@ def _settings(config: str | Settings, overrides: Mapping[str, Any]) -> Settings:
   if isinstance(config, str):
     return presets.settings(config, overrides)
   if not isinstance(config, Settings):
-    raise ConfigError(f"a {type(config).__name__} is no preset's name and no kd_jax.Settings")
+    raise ConfigError(f"config is a {type(config).__name__}, no preset's name or kd_jax.Settings")
   return presets.override(config, overrides)

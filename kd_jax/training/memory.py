@@ -7,12 +7,12 @@ steps, compiled for an H200 without one (jax 0.10.2, 27 November 2026; 128^3, fi
 bfloat16, channels last, one 3-D convolution each). GB, and in brackets the estimate:
 
   step                     none           norms          stages
-  student_only, batch 1    3.35  (3.40)   3.24  (3.48)   2.58  (2.55)
-  student_only, batch 2    6.50  (6.58)   6.28  (6.77)   4.96  (4.91)
-  student_only, batch 4   12.84 (12.94)  12.38 (13.34)
-  mtcm_kd, batch 1        11.66 (12.18)   8.39  (8.91)   5.31  (5.20)
-  default, batch 1                        8.44  (8.94)
-  default, batch 2                       16.44 (17.23)
+  student_only, batch 1    3.35  (3.67)   3.24  (3.34)   2.58  (2.75)
+  student_only, batch 2    6.50  (7.12)   6.28  (6.50)   4.96  (5.31)
+  student_only, batch 4   12.84 (14.01)  12.38 (12.81)
+  mtcm_kd, batch 1        11.66 (12.45)   8.39  (8.78)   5.31  (5.40)
+  default, batch 1        12.67 (12.50)   8.44  (8.80)
+  default, batch 2                       16.44 (16.96)  10.42 (10.21)
 """
 
 import functools
@@ -38,10 +38,10 @@ SAVES_MORE = (
 )
 _SHARE = 0.95  # of the limit that is filled: a pool of memory is never used to its last byte
 _LOGITS = 9.0  # arrays of the size of each network's logits, in float32, that losses take
-_MAPS = 12.5  # arrays of the first level's size that the backward pass has beside what is kept
-# With nothing computed again XLA has more where the backward pass begins than within it: what goes
-# into convolutions and most of what comes out of them, but few arrays beside that.
-_BOTH, _FEW_MAPS = 1.8, 4.0
+# Arrays of the first level's size that there are beside what is kept, where the step takes most:
+# within the backward pass, or, with nothing computed again, where it begins.
+_MAPS = {"none": 6.0, "norms": 11.5, "stages": 14.0}
+_BOTH = 1.8  # of what convolutions give: what "none" keeps, which is what goes into them too
 
 
 class Choice(NamedTuple):
@@ -117,12 +117,9 @@ def step_bytes(
   voxels = data.batch * math.prod(data.patch)
   level = voxels / train.accumulate * model.filters[0] * itemsize
   logits = _LOGITS * voxels * len(CLASSES) * 4 * (1 + len(model.teachers))
-  if remat == "none":
-    activations = _BOTH * kept("norms") + _FEW_MAPS * level
-  else:
-    activations = kept(remat) + _MAPS * level
+  activations = _BOTH * kept("norms") if remat == "none" else kept(remat)
   states = state * (2 if train.skip_nonfinite else 1)
-  return states + (activations + logits) / (mesh["data"] * mesh["space"])
+  return states + (activations + _MAPS[remat] * level + logits) / (mesh["data"] * mesh["space"])
 
 
 def kept_bytes(settings: Settings, remat: str, convolutions: Convolutions) -> int:
