@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kd_jax.models import conv
+from kd_jax.models.conv import Forms
+from kd_jax.models.conv_choice import Convolutions, of_platform
 from kd_jax.models.remat import REMATS
 from kd_jax.runtime import processes
 from kd_jax.runtime.errors import UserError
@@ -14,6 +15,7 @@ from kd_jax.settings import presets
 from kd_jax.training import memory, program
 
 ONE = {"data": 1, "space": 1}
+CPU, GPU = map(of_platform, ("cpu", "gpu"))
 STATE = 0.5e9  # of four networks of the paper's size, with AdamW and the student's average
 _kept_bytes = memory.kept_bytes
 
@@ -39,26 +41,17 @@ def paper(variants="", batch=1, **changes):
   return presets.settings(f"brats21:{variants}", settings)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forms_of_accelerators():
-  """What is kept on a GPU or a TPU: those for CPU keep more."""
-  usual = conv.conv3d
-  conv.conv3d = functools.partial(usual, impl="native")
-  yield
-  conv.conv3d = usual
-
-
 @functools.cache
 def kept(variants, batch, remat):
   """As `memory.kept_bytes`; tracing four networks takes seconds."""
-  return _kept_bytes(paper(variants, batch), remat)
+  return _kept_bytes(paper(variants, batch), remat, GPU)
 
 
 def first(limit, variants="", batch=1):
   settings = paper(variants, batch)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(memory, "kept_bytes", lambda _, remat: kept(variants, batch, remat))
-    return memory.first_that_fits(settings, ONE, STATE, limit)
+    patch.setattr(memory, "kept_bytes", lambda _, remat, **__: kept(variants, batch, remat))
+    return memory.first_that_fits(settings, GPU, ONE, STATE, limit)
 
 
 def test_less_is_kept_where_less_fits():
@@ -77,7 +70,7 @@ def test_the_estimate_is_near_what_xla_takes(variants, batch):
   state = 0.17e9 if variants == "student_only" else STATE
   for remat, gb in COMPILED[variants, batch].items():
     own = functools.partial(kept, variants, batch)
-    estimate = memory.step_bytes(paper(variants, batch), ONE, state, remat, own)
+    estimate = memory.step_bytes(paper(variants, batch), 2, ONE, state, remat, own)
     assert 0.97 < estimate / (gb * 1e9) < 1.15, (remat, estimate)
 
 
@@ -90,8 +83,8 @@ def test_where_nothing_fits_it_is_tried_and_remedies_are_named():
 def test_what_the_remedies_save():
   def norms(mesh=ONE, **changes):
     settings = paper("student_only", 4, **changes)
-    own = functools.partial(memory.kept_bytes, settings)
-    return memory.step_bytes(settings, mesh, STATE, "norms", own) - STATE
+    own = functools.partial(memory.kept_bytes, settings, convolutions=GPU)
+    return memory.step_bytes(settings, 2, mesh, STATE, "norms", own) - STATE
 
   usual = norms()
   assert norms(**{"train.accumulate": 4}) < 0.5 * usual
@@ -100,36 +93,34 @@ def test_what_the_remedies_save():
   assert norms(**{"train.skip_nonfinite": 3}) == usual + STATE
 
 
-def test_the_estimate_does_not_depend_on_how_convolutions_are_computed(monkeypatch):
-  usual = memory.kept_bytes(paper("student_only"), "norms")
-  stacked = functools.partial(conv.conv3d.func, impl="depth_taps")
-  monkeypatch.setattr(conv, "conv3d", stacked)
-  assert memory.kept_bytes(paper("student_only"), "norms") == usual
+@pytest.mark.parametrize("remat", ["none", "norms"])
+def test_the_estimate_does_not_depend_on_how_convolutions_are_computed(remat):
+  forms = Forms("depth_stack_2", "transposed_depth_stack", "depth_stack_4")
+  stacked = Convolutions("gpu", forms=forms)
+  usual = memory.kept_bytes(paper("student_only"), remat, GPU)
+  assert memory.kept_bytes(paper("student_only"), remat, stacked) == usual
 
 
 def test_cpu_and_devices_that_do_not_tell_keep_everything(monkeypatch):
-  assert memory.choose(paper(), ONE, STATE).remats == ("none",)
-  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  assert memory.choose(paper(), CPU, ONE, STATE).remats == ("none",)
   monkeypatch.setattr(memory, "memory_limit", lambda: None)
-  assert memory.choose(paper(), ONE, STATE).remats[0] == "none"
+  assert memory.choose(paper(), of_platform("tpu"), ONE, STATE).remats[0] == "none"
 
 
 def test_what_the_user_says_holds(monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   monkeypatch.setattr(memory, "memory_limit", lambda: 10**9)
-  choice = memory.choose(paper(**{"train.remat": "norms"}), ONE, STATE)
+  choice = memory.choose(paper(**{"train.remat": "norms"}), GPU, ONE, STATE)
   assert choice.remats == ("norms",)
 
 
 def test_all_processes_decide_by_the_smallest_device(monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  monkeypatch.setattr(memory, "kept_bytes", lambda _, remat: kept("", 2, remat))
+  monkeypatch.setattr(memory, "kept_bytes", lambda _, remat, **__: kept("", 2, remat))
   monkeypatch.setattr(memory, "memory_limit", lambda: 80 * 10**9)
   monkeypatch.setattr(processes, "gather", lambda own: [own, 16 * 10**9])
-  choice = memory.choose(paper(batch=2), ONE, STATE)
+  choice = memory.choose(paper(batch=2), GPU, ONE, STATE)
   assert (choice.remats, choice.limit) == (("stages",), 16 * 10**9)
   monkeypatch.setattr(processes, "gather", lambda own: [own, None])
-  assert memory.choose(paper(batch=2), ONE, STATE).limit is None
+  assert memory.choose(paper(batch=2), GPU, ONE, STATE).limit is None
 
 
 # --- What is compiled -------------------------------------------------------------------------
