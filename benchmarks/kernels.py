@@ -31,7 +31,7 @@ class Kernel(NamedTuple):
     kind: one of KINDS, by the dearest thing that it does.
     bytes: read and written.
     flops: two for each multiply-add of its convolutions and products, by shapes.
-    side: voxels along a side of the volume that it works on; 0 where its arrays are no volumes.
+    side: voxels along a side of the volume that it works on; 0 where its arrays are none.
     part: of the code that it comes from, outermost first.
     backward: whether it belongs to the backward pass.
     times: how often it runs; a loop of unknown length counts once.
@@ -186,11 +186,16 @@ def _window(rest: str, name: str, axis: int, default: str) -> str:
 
 
 def _side(one: Instruction, known: Mapping[str, Instruction]) -> int:
-  """The third largest side of its largest volume: the shortest of a volume with few channels."""
+  """The second longest side of its largest volume, and 0 where none of its arrays is a volume.
+
+  The longest may be the channels; the third is split on a TPU. No kernel of a convolution has the
+  third power of its second side.
+  """
   names = [one.name, *one.operands]
   names += [source for name in names for source in known[name].operands if _renames(known[name])]
-  shapes = [array.dims for name in names for array in known[name].results]
-  return max((sorted(dims)[-3] for dims in shapes if len(dims) > 2), default=0)
+  shapes = [array.dims for name in names for array in known[name].results if len(array.dims) > 2]
+  sides = [(sorted(dims)[-2], math.prod(dims)) for dims in shapes]
+  return max((side for side, size in sides if size >= side**3), default=0)
 
 
 def _renames(one: Instruction) -> bool:

@@ -1,6 +1,7 @@
 """What is read from compiled programs, and the benchmark that compiles for other devices."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import FLAGS
 
 from benchmarks import compiled_for, hlo, targets
 from benchmarks.kernels import kernels
@@ -157,7 +159,8 @@ def test_it_runs_for_this_machine(tmp_path):
   path = tmp_path / "result.json"
   command = [sys.executable, ROOT / "benchmarks" / "compiled_for.py", "--device=cpu", "--small"]
   command += ["--variants", "student_only", "--dtype=float32", f"--json={path}"]
-  subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+  env = os.environ | {"XLA_FLAGS": FLAGS}
+  subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
   step, prediction = json.loads(path.read_text())["rows"]
   assert (step["program"], prediction["program"]) == ("step", "prediction")
   for row in (step, prediction):

@@ -1,0 +1,49 @@
+"""Convolutions one by one, and whole cases from file to file."""
+
+import itertools
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+
+from benchmarks import convolution
+from benchmarks import inference as predicting
+from benchmarks import inference_inputs as inputs
+from benchmarks.device.turns import Turns
+from kd_jax.prediction.predict import Output
+from kd_jax.prediction.student import Architecture, Preparation
+
+
+def convolutions(turns: Turns, small: bool) -> None:
+  """Forms by direction and shape, as benchmarks/convolution.py --device measures them."""
+  table = getattr(convolution, "device_table", None)
+  if table is None:
+    sys.exit("benchmarks/convolution.py has no table of a device yet")
+  with turns.alone():
+    for row in table(small=small):
+      turns.result(str(row), **row)
+
+
+def inference(turns: Turns, small: bool) -> None:
+  """One and five networks, whole and sliding, mirrored or not; the cheapest first."""
+  jax.config.update("jax_enable_compilation_cache", False)
+  sizes = predicting.SMALL if small else predicting.FULL
+  networks = (1,) if small else (1, 5)
+  architecture = Architecture((inputs.MODALITY,), sizes["filters"], "channel")
+  preparation = Preparation("brain", "zscore", sizes["spacing"], (sizes["patch"],) * 3)
+  students = inputs.students(max(networks), architecture, preparation)
+  modes, mirror = ("whole", "sliding"), (False, True)
+  setups = set(map(predicting.Setup._make, itertools.product(networks, modes, mirror)))
+  with tempfile.TemporaryDirectory(prefix="kd_jax-inference-") as folder:
+    scans = Path(folder) / "scans"
+    scan = inputs.write_scans(scans, 3, None)
+    for number, setup in enumerate(predicting.in_order_of_cost(setups, students, scan)):
+      output = Output(Path(folder) / f"masks{number}", "brats2018")
+      with turns.alone():  # it compiles in its first case, and nothing else does meanwhile
+        row = predicting.measure(setup, students, scans, output, repeat=1)
+      turns.result(
+        f"{setup}: {row['seconds']['median']:.2f} s a case, network {row['network_seconds']:.2f}, "
+        f"first {row['first_seconds']:.1f}",
+        **row,
+      )

@@ -1,0 +1,127 @@
+"""The compiled training step, by recipe, form of its convolutions and options of the compiler."""
+
+import contextlib
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks import step_profile, timing, train_step
+from benchmarks.device.turns import Turns
+from benchmarks.flops import forward_flops
+from benchmarks.targets import convolutions
+from kd_jax.runtime.memory import memory
+from kd_jax.settings.run import Settings
+from kd_jax.training.mesh import make_mesh
+
+SMALL = {"filters": (4, 4, 8, 8), "side": 16}
+_WARM_UP, _STEPS, _PROFILED = 3, 8, 3
+_SHOWN = 20  # operations of a profile
+
+
+def settings(variants: str, small: bool, batch: int = 1, **train: Any) -> Settings:
+  """A recipe at the paper's size, or tiny; bfloat16 but on a CPU."""
+  sizes = SMALL if small else train_step.PAPER
+  dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  return train_step.settings(
+    sizes["filters"], (sizes["side"],) * 3, batch, dtype, variants, **train
+  )
+
+
+def step(
+  turns: Turns,
+  small: bool,
+  *,
+  variants: str,
+  form: str = "auto",
+  options: Mapping[str, Any] | None = None,
+  batch: int = 1,
+  remat: str = "none",
+  profile: bool = False,
+) -> None:
+  """One step's time, rate and memory; profile: its busiest operations too."""
+  jax.config.update("jax_enable_compilation_cache", False)
+  run, mesh = settings(variants, small, batch, remat=remat), make_mesh(1, 1)
+  began = time.perf_counter()
+  chosen = contextlib.nullcontext() if form == "auto" else convolutions(form)
+  with chosen:
+    lowered, new_state = train_step.lower_step(run, mesh)
+  compiled = lowered.compile(compiler_options=dict(options or {}))
+  known = {
+    "program": "kd_jax",
+    "form": form,
+    "options": options,
+    "batch": batch,
+    "remat": remat,
+    "dtype": run.model.dtype,
+    "compile_seconds": time.perf_counter() - began,
+    "program_bytes": timing.program_bytes(compiled),
+  }
+  turns.result(f"compiled in {known['compile_seconds']:.0f} s", **known)
+  with turns.alone():
+    state, *others = train_step.first_inputs(run, mesh, new_state)
+
+    def one() -> None:
+      nonlocal state
+      state, metrics = compiled(state, *others)
+      jax.block_until_ready((state, metrics))
+
+    seconds = timed(one)
+    found = known | measured(seconds, run, memory().get("memory/device_gb"))
+    turns.result(described(found), **found)
+    if profile:
+      operations = profiled(one, compiled.as_text())
+      told = "\n".join(f"  {row['milliseconds']:7.2f} ms  {row['operation']}" for row in operations)
+      turns.result(f"operations, ms a step:\n{told}", operations=operations)
+
+
+def timed(one: Callable[[], Any]) -> list[float]:
+  """Seconds of each of some calls, after others that warm up."""
+  for _ in range(_WARM_UP):
+    one()
+  stamps = [time.perf_counter()]
+  for _ in range(_STEPS):
+    one()
+    stamps.append(time.perf_counter())
+  return [late - early for early, late in itertools.pairwise(stamps)]
+
+
+def measured(seconds: Sequence[float], run: Settings, peak_gb: float | None) -> dict[str, Any]:
+  """What is known of a step once it ran."""
+  median = statistics.median(seconds)
+  counted = 3 * forward_flops(run.model, run.data.patch) * run.data.batch
+  spread = {"median": median, "least": min(seconds), "most": max(seconds)}
+  return {
+    "milliseconds": {name: 1e3 * value for name, value in spread.items()},
+    "flops_per_second": counted / median,
+    "samples_per_second": run.data.batch / median,
+    "peak_gb": peak_gb,
+  }
+
+
+def described(found: Mapping[str, Any]) -> str:
+  """One line, with what XLA accounts for where the device does not tell its peak."""
+  times, size = found["milliseconds"], found.get("program_bytes")
+  parts = [f"{times['median']:.1f} ms ({times['least']:.1f} to {times['most']:.1f})"]
+  parts += [f"{found['flops_per_second'] / 1e12:.3g} TFLOP/s"]
+  parts += [f"peak {found['peak_gb']:.2f} GB"] if found["peak_gb"] else []
+  parts += [f"program {size / 1e9:.2f} GB"] if size else []
+  return ", ".join(parts)
+
+
+def profiled(one: Callable[[], Any], program: str) -> list[dict[str, Any]]:
+  """The busiest operations of a step, in ms of all its threads or streams."""
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder, create_perfetto_trace=False):
+      for _ in range(_PROFILED):
+        one()
+    found = step_profile.operations(Path(folder), step_profile.origins(program))
+  return [
+    {"operation": name, "milliseconds": 1e3 * seconds / _PROFILED}
+    for name, seconds in found.most_common(_SHOWN)
+  ]
