@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from benchmarks.device.turns import DONE, GO, READY, RESULT
+from benchmarks.device.turns import DONE, GO, READY, RESULT, SKIP
 from benchmarks.process_memory import family
 
 Record = dict[str, Any]
@@ -53,11 +53,12 @@ class _Worker:
     order: of its section in the list.
     record: what is reported of it.
     stopped: seconds so far in which others had their turn.
+    skipped: why it says that it cannot be done here; "" if it does not.
   """
 
   def __init__(self, section: Section, order: int, record: Record, events: queue.Queue):
     self.section, self.order, self.record = section, order, record
-    self.began, self.stopped = time.monotonic(), 0.0
+    self.began, self.stopped, self.skipped = time.monotonic(), 0.0, ""
     self._stopped_since: float | None = None
     self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115
     self._process = subprocess.Popen(
@@ -111,10 +112,10 @@ class _Worker:
         os.kill(pid, number)
 
   def outcome(self) -> tuple[str, str]:
-    """Of one that ended by itself: the status, and why it failed."""
+    """Of one that ended by itself: the status, and why it is not done."""
     code = self._process.wait()
     if code == 0:
-      return "done", ""
+      return ("skipped", self.skipped) if self.skipped else ("done", "")
     self._words.seek(0)
     words = self._words.read()[-_LAST_WORDS:]
     how = f"signal {-code}" if code < 0 else f"exit status {code}"
@@ -197,6 +198,8 @@ class Runner:
       self._ready.append(worker)
     elif line == DONE:
       self._release(worker)
+    elif line.startswith(SKIP):
+      worker.skipped = line.removeprefix(SKIP)
     elif line.startswith(RESULT):
       self._note(worker, line.removeprefix(RESULT))
     self._grant()

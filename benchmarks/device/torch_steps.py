@@ -1,7 +1,5 @@
 """The same step in PyTorch, as written and (on a GPU) compiled."""
 
-import sys
-
 import jax
 
 from benchmarks import train_step
@@ -14,7 +12,7 @@ def torch(turns: Turns, small: bool) -> None:
   try:
     import torch as library
   except ImportError:
-    sys.exit("PyTorch is not installed")
+    turns.skip("PyTorch is not installed")
   from benchmarks import torch_mirror
 
   jax.config.update("jax_platforms", "cpu")  # the device is PyTorch's in this process

@@ -9,9 +9,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
-READY, DONE, RESULT, GO = "@ready", "@done", "@result ", "go"
+READY, DONE, RESULT, SKIP, GO = "@ready", "@done", "@result ", "@skip ", "go"
 
 
 class Turns:
@@ -31,6 +31,11 @@ class Turns:
     """One result, kept whatever comes after it; text: a line for who watches."""
     row = {"text": text, **values}
     self._say(RESULT + json.dumps(row, default=str) if self._runner else text)
+
+  def skip(self, why: str) -> NoReturn:
+    """Ends the section, which this machine cannot do."""
+    self._say(SKIP + why if self._runner else why)
+    sys.exit()
 
   @contextlib.contextmanager
   def alone(self) -> Iterator[None]:
