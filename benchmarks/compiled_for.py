@@ -29,14 +29,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import common, timing, train_step
+from benchmarks import common, forms, timing, train_step
 from benchmarks.flops import forward_flops
 from benchmarks.kernels import KINDS, Kernel, kernels
-from benchmarks.targets import TARGETS, Target, convolutions, mesh_of
-from kd_jax.models.conv import IMPLS
+from benchmarks.targets import TARGETS, Target, mesh_of
+from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.framework import Framework
 from kd_jax.models.remat import REMATS
 from kd_jax.prediction import sliding_window
+from kd_jax.runtime.memory import program_bytes
 from kd_jax.runtime.terminal import table
 from kd_jax.settings.inference import InferenceSettings
 from kd_jax.settings.run import Settings
@@ -53,7 +54,7 @@ def main() -> None:
   jax.config.update("jax_enable_compilation_cache", False)
   target, sizes = TARGETS[arguments.device], SMALL if arguments.small else PAPER
   mesh, rows = mesh_of(target), []
-  form = arguments.form or ("auto" if target.platform == "cpu" else "native")
+  form, how = arguments.form, forms.convolutions(arguments.form, target.platform)
   batches = arguments.batch or [1]
   for program, variants, batch in itertools.product(
     arguments.programs, arguments.variants, batches
@@ -64,8 +65,7 @@ def main() -> None:
     saving = {"remat": arguments.remat} if program == "step" else {}
     run = train_step.settings(sizes["filters"], patch, batch, arguments.dtype, variants, **saving)
     common.tell(f"{program} {variants}, batch {batch}: compiling for {target.name}")
-    with convolutions(form):
-      row = measure(program, run, mesh, target, sizes["spacing"])
+    row = measure(program, run, mesh, target, how, sizes["spacing"])
     named = {"variants": variants, "batch": batch} if program == "step" else {}
     rows.append({"program": program, **named, **row})
   known = vars(arguments) | sizes | {"form": form, "target": target.name}
@@ -84,7 +84,7 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--batch", type=int, nargs="+", help="default: 1")
   parser.add_argument("--remat", default="none", choices=REMATS, help="train.remat")
   parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
-  parser.add_argument("--form", choices=(*IMPLS, "auto"), help="of convolutions; default: native")
+  parser.add_argument("--form", choices=forms.NAMES, default="auto", help="of convolutions")
   return parser.parse_args()
 
 
@@ -92,16 +92,26 @@ def _arguments() -> argparse.Namespace:
 
 
 def measure(
-  program: str, run: Settings, mesh: Mesh, target: Target, spacing: float
+  program: str,
+  run: Settings,
+  mesh: Mesh,
+  target: Target,
+  how: Convolutions,
+  spacing: float,
 ) -> dict[str, Any]:
-  """One program's memory, kernels and estimates; spacing: of the brain that is predicted, in mm."""
+  """One program's memory, kernels and estimates.
+
+  Args:
+    how: convolutions are computed.
+    spacing: of the brain that is predicted, in mm.
+  """
   began = time.perf_counter()
   if program == "step":
-    lowered, _ = train_step.lower_step(run, mesh)
+    lowered, _ = train_step.lower_step(run, mesh, how)
     window = run.data.patch
     counted = 3 * run.data.batch * forward_flops(run.model, window)
   else:
-    lowered, window = lower_prediction(run, mesh, spacing)
+    lowered, window = lower_prediction(run, mesh, how, spacing)
     alone = train_step.settings(run.model.filters, window, 1, run.model.dtype, "student_only")
     counted = forward_flops(alone.model, window)
   compiled = lowered.compile(compiler_options=dict(target.options))
@@ -130,10 +140,10 @@ def measure(
 
 
 def lower_prediction(
-  run: Settings, mesh: Mesh, spacing: float
+  run: Settings, mesh: Mesh, how: Convolutions, spacing: float
 ) -> tuple[jax.stages.Lowered, tuple[int, int, int]]:
   """A usual brain in one window through the student's network, and that window."""
-  framework = Framework(run.model)
+  framework = Framework(run.model, convolutions=how)
   shapes = sliding_window.shapes(
     run.data.patch, spacing, run.data.grid, multiple=run.model.multiple
   )
@@ -165,7 +175,7 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int | None]:
   return {
     "arguments": memory.argument_size_in_bytes,
     "temporary": memory.temp_size_in_bytes,
-    "peak": timing.program_bytes(compiled),
+    "peak": program_bytes(compiled),
   }
 
 

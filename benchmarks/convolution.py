@@ -116,7 +116,7 @@ def device_table(small: bool, dtype: str, variants: str, until: float = math.inf
         return rows
       forms = autotune.candidates(convolution, direction, platform)
       rows.append(autotune.measure(convolution, direction, forms))
-      common.tell(" ".join(_line(rows[-1])))
+      common.tell(" ".join(line(rows[-1])))
   return rows
 
 
@@ -127,10 +127,11 @@ def write_record(path: Path, rows: Sequence[Times]) -> None:
 
 
 def as_table(rows: Sequence[Times]) -> str:
-  return table(["convolution", "direction", "fastest", "ms", "next"], [_line(r) for r in rows])
+  return table(["convolution", "direction", "fastest", "ms", "next"], [line(r) for r in rows])
 
 
-def _line(times: Times) -> list[str]:
+def line(times: Times) -> list[str]:
+  """Of the table: what was measured, the fastest form, its milliseconds, the next ones."""
   c = times.convolution
   name = f"{c.batch}x{common.by(c.sides)} {c.channels}->{c.features} /{c.stride} ({c.window[0]}^3)"
   (form, least), *others = sorted(times.ms, key=lambda pair: pair[1])

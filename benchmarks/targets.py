@@ -5,11 +5,9 @@ the device it cannot time kernels against each other (autotuning is off), so tha
 get other kernels, and with them somewhat other temporary memory.
 """
 
-import functools
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,7 +15,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from kd_jax.models import conv
 from kd_jax.runtime.errors import UserError
 
 
@@ -136,17 +133,3 @@ def _devices_elsewhere(target: Target) -> list[jax.Device]:
   return topologies.get_topology_desc(
     platform="cuda", topology="1x1x1", target_config=config
   ).devices
-
-
-@contextmanager
-def convolutions(form: str) -> Iterator[None]:
-  """Networks that are traced meanwhile have their convolutions in this form (see models/conv.py).
-
-  What "auto" means depends on the devices of the process that traces, not on the target.
-  """
-  before = conv.conv3d
-  conv.conv3d = functools.partial(before, impl=form)
-  try:
-    yield
-  finally:
-    conv.conv3d = before

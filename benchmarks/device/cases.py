@@ -1,4 +1,4 @@
-"""Convolutions one by one, and whole cases from file to file."""
+"""Whole cases from file to file."""
 
 import itertools
 import tempfile
@@ -6,22 +6,11 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import convolution
 from benchmarks import inference as predicting
 from benchmarks import inference_inputs as inputs
 from benchmarks.device.turns import Turns
 from kd_jax.prediction.predict import Output
 from kd_jax.prediction.student import Architecture, Preparation
-
-
-def convolutions(turns: Turns, small: bool) -> None:
-  """Forms by direction and shape, as benchmarks/convolution.py --device measures them."""
-  table = getattr(convolution, "device_table", None)
-  if table is None:
-    turns.skip("benchmarks/convolution.py has no table of a device")
-  with turns.alone():
-    for row in table(small=small):
-      turns.result(str(row), **row)
 
 
 def inference(turns: Turns, small: bool) -> None:

@@ -1,6 +1,5 @@
 """The compiled training step, by recipe, form of its convolutions and options of the compiler."""
 
-import contextlib
 import itertools
 import statistics
 import tempfile
@@ -11,15 +10,18 @@ from typing import Any
 
 import jax
 
-from benchmarks import step_profile, timing, train_step
+from benchmarks import convolution, forms, step_profile, train_step
 from benchmarks.device.turns import Turns
 from benchmarks.flops import forward_flops
-from benchmarks.targets import convolutions
-from kd_jax.runtime.memory import memory
+from kd_jax.models import conv_choice, conv_forms
+from kd_jax.models.conv_choice import Convolutions
+from kd_jax.runtime.memory import memory, program_bytes
 from kd_jax.settings.run import Settings
+from kd_jax.training import autotune
 from kd_jax.training.mesh import make_mesh
 
 SMALL = {"filters": (4, 4, 8, 8), "side": 16}
+TUNED = "tuned"  # a form: the fastest of each convolution, measured before
 _WARM_UP, _STEPS, _PROFILED = 3, 8, 3
 _SHOWN = 20  # operations of a profile
 
@@ -48,9 +50,10 @@ def step(
   jax.config.update("jax_enable_compilation_cache", False)
   run, mesh = settings(variants, small, batch, remat=remat), make_mesh(1, 1)
   began = time.perf_counter()
-  chosen = contextlib.nullcontext() if form == "auto" else convolutions(form)
-  with chosen:
-    lowered, new_state = train_step.lower_step(run, mesh)
+  how = None if form == "auto" else forms.convolutions(form, jax.default_backend())
+  if form == TUNED:
+    how = tuned(turns, run)
+  lowered, new_state = train_step.lower_step(run, mesh, how)
   compiled = lowered.compile(compiler_options=dict(options or {}))
   known = {
     "program": "kd_jax",
@@ -60,7 +63,7 @@ def step(
     "remat": remat,
     "dtype": run.model.dtype,
     "compile_seconds": time.perf_counter() - began,
-    "program_bytes": timing.program_bytes(compiled),
+    "program_bytes": program_bytes(compiled),
   }
   turns.result(f"compiled in {known['compile_seconds']:.0f} s", **known)
   with turns.alone():
@@ -78,6 +81,19 @@ def step(
       operations = profiled(one, compiled.as_text())
       told = "\n".join(f"  {row['milliseconds']:7.2f} ms  {row['operation']}" for row in operations)
       turns.result(f"operations, ms a step:\n{told}", operations=operations)
+
+
+def tuned(turns: Turns, run: Settings) -> Convolutions:
+  """Measures all forms of the run's convolutions, as train.autotune does; each is a result."""
+  wanted = autotune.worth_measuring(autotune.convolutions_of(run))
+  found = []
+  with turns.alone():
+    for one, direction in itertools.product(wanted, conv_forms.DIRECTIONS):
+      if direction in autotune.directions(one):
+        candidates = autotune.candidates(one, direction, jax.default_backend())
+        found.append(autotune.measure(one, direction, candidates))
+        turns.result(" ".join(convolution.line(found[-1])), **conv_choice.row_of(found[-1]))
+  return Convolutions(jax.default_backend(), tuple(found))
 
 
 def timed(one: Callable[[], Any]) -> list[float]:

@@ -14,7 +14,7 @@ from quick import FLAGS
 
 from benchmarks import compiled_for, hlo, targets
 from benchmarks.kernels import kernels
-from kd_jax.models import conv
+from kd_jax.models.conv import Forms, conv3d
 from kd_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +122,7 @@ def test_flops_of_a_real_program_are_xlas_own(stride):
   """Forward pass and both gradients, where XLA for CPU has them as convolutions."""
 
   def loss(x, kernel):
-    return jnp.sum(conv.conv3d(x, kernel, stride, impl="native") ** 2)
+    return jnp.sum(conv3d(x, kernel, stride, Forms("native")) ** 2)
 
   shapes = (1, 12, 10, 8, 3), (3, 3, 3, 3, 5)
   inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
