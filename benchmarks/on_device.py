@@ -23,6 +23,7 @@ benchmarks/records/device/KIND-DATE.json.
 import argparse
 import datetime
 import json
+import os
 import re
 import sys
 import time
@@ -106,7 +107,7 @@ def measure(arguments: argparse.Namespace, names: Sequence[str]) -> None:
     return Runner(work, end, arguments.ahead, report, tell).run()
 
   def tell(line: str) -> None:
-    print(f"[{(end - time.monotonic()):4.0f} s left] {line}", flush=True)
+    print(f"[{max(0.0, end - time.monotonic()):4.0f} s left] {line}", flush=True)
 
   if _FIRST in names:
     done += run([_FIRST])
@@ -125,7 +126,9 @@ def _section(name: str, small: bool) -> Section:
   limit = _PATIENCE * (sections.JOBS[name].seconds if small else seconds)
   if job.beside:
     limit = float("inf")  # it has all the time
-  env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OMP_WAIT_POLICY": "passive", **job.env}
+  env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OMP_WAIT_POLICY": "passive"}
+  if job.xla_flags:
+    env["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {job.xla_flags}".strip()
   return Section(name, command, seconds, limit, env, job.beside)
 
 

@@ -195,6 +195,7 @@ class Runner:
     if line is None:
       self._leave(worker, *worker.outcome())
     elif line == READY:
+      worker.record.setdefault("prepared_seconds", worker.seconds())
       self._ready.append(worker)
     elif line == DONE:
       self._release(worker)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from benchmarks.device.turns import Turns
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 _FUSED = {"xla_gpu_experimental_enable_conv_fusion": True}
 
 # Function -> its module here.
@@ -31,7 +31,7 @@ class Job(NamedTuple):
 
   seconds: float
   options: Mapping[str, Any] = _NOTHING
-  env: Mapping[str, str] = _NOTHING
+  xla_flags: str = ""
   beside: bool = False
 
 
@@ -55,9 +55,9 @@ JOBS = {
   "step student_only conv_fusion": _step(40, "student_only", options=_FUSED),
   "inference": Job(40),
   "readers": Job(60),
-  "step student_only deterministic": _step(40, "student_only")._replace(env=_DETERMINISTIC),
+  "step student_only deterministic": _step(40, "student_only")._replace(xla_flags=_DETERMINISTIC),
   "step default batch2": _step(100, "default", batch=2),
-  "step mtcm_kd deterministic": _step(90, "mtcm_kd")._replace(env=_DETERMINISTIC),
+  "step mtcm_kd deterministic": _step(90, "mtcm_kd")._replace(xla_flags=_DETERMINISTIC),
 }
 
 
