@@ -39,6 +39,7 @@ from benchmarks.flops import forward_flops
 from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.framework import Framework
 from kd_jax.models.remat import REMATS
+from kd_jax.runtime import compiler_options
 from kd_jax.runtime.memory import free_memory, memory, program_bytes
 from kd_jax.runtime.terminal import table
 from kd_jax.settings import presets
@@ -214,7 +215,8 @@ def jax_program(settings: Settings) -> Program:
   mesh = make_mesh(1, 1)
   began = time.perf_counter()
   lowered, new_state = lower_step(settings, mesh)
-  compiled = lowered.compile()
+  options = compiler_options.choose("auto", settings.model.dtype).options  # as in a run
+  compiled = lowered.compile(compiler_options=dict(options))
   seconds = time.perf_counter() - began
   held: dict[str, Any] = {}
 

@@ -13,7 +13,8 @@ from kd_jax.data.preprocess import PlainImage
 from kd_jax.prediction import predictor as predictor_module
 from kd_jax.prediction import sliding_window
 from kd_jax.prediction.predictor import Prediction, Predictor, Prepared
-from kd_jax.runtime.errors import CaseError, UserError
+from kd_jax.runtime import cuda
+from kd_jax.runtime.errors import CaseError, ConfigError, UserError
 from kd_jax.settings.inference import MinimumSizes
 
 SHAPE = (12, 10, 9)
@@ -92,6 +93,22 @@ def test_the_window_that_memory_allows(monkeypatch, asked, whole):
       window = Predictor(students, window=asked).window(prepared_of(64, 47, 33))
       fits = whole and not (missing and asked == "auto")
       assert window == ((64, 48, 40) if fits else (16, 16, 16))
+
+
+def test_what_the_compiler_is_told(monkeypatch):
+  """By the table, or as asked; what is wrong with the machine is to be said before predictions."""
+  assert Predictor([make_student()]).compiler_options == ()
+  monkeypatch.setattr(cuda, "capability", lambda device: (9, 0))
+  monkeypatch.setattr(cuda, "cudnn", lambda: (9, 10, 2))
+  monkeypatch.setattr(predictor_module, "compute_dtype", lambda spec: np.dtype(jax.numpy.bfloat16))
+  usual = Predictor([make_student()])
+  assert usual.compiler_options == (("xla_gpu_force_conv_nhwc", True),)
+  assert len(usual.notes) == 1 and "cuDNN 9.10.2" in usual.notes[0]
+  assert Predictor([make_student()], compiler_options="none").compiler_options == ()
+  unknown = Predictor([make_student()], compiler_options="xla_no_such=1")
+  assert unknown.compiler_options == usual.compiler_options and "xla_no_such" in unknown.notes[0]
+  with pytest.raises(ConfigError, match="compiler_options = 'fast'"):
+    Predictor([make_student()], compiler_options="fast")
 
 
 @pytest.mark.parametrize("said", ["RESOURCE_EXHAUSTED: 9 GB", "INTERNAL: Out of memory on GPU"])

@@ -29,6 +29,19 @@ def test_every_start_is_recorded(tmp_path, monkeypatch):
   assert "HOME_SECRET" not in first["environment"]
 
 
+def test_what_is_known_later_joins_the_latest_start(tmp_path):
+  provenance.record(tmp_path, step=0)
+  provenance.record(tmp_path, step=5, remat="none")
+  provenance.amend(tmp_path, remat="norms", step_bytes=7)
+  first, second = json.loads((tmp_path / "run.json").read_text())["starts"]
+  assert "step_bytes" not in first
+  assert (second["step"], second["remat"], second["step_bytes"]) == (5, "norms", 7)
+  for spoilt in ('{"starts": []}', "{"):
+    (tmp_path / "run.json").write_text(spoilt)
+    provenance.amend(tmp_path, remat="none")
+    assert (tmp_path / "run.json").read_text() == spoilt
+
+
 def test_a_spoilt_record_is_begun_anew(tmp_path):
   (tmp_path / "run.json").write_text('{"starts"')
   provenance.record(tmp_path, step=3)
