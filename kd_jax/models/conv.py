@@ -91,5 +91,10 @@ def upsample2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     (B, 2D, 2H, 2W, F).
   """
   batch, depth, height, width, _ = x.shape
-  cubes = jnp.einsum("bdhwc,ijkcf->bdihjwkf", x, kernel)  # (B, D, 2, H, 2, W, 2, F)
-  return cubes.reshape(batch, 2 * depth, 2 * height, 2 * width, kernel.shape[-1])
+  features = kernel.shape[-1]
+  # Written so that the product and both of its gradients find its voxels' cubes in rows.
+  flat = jnp.moveaxis(kernel, -2, 0).reshape(-1, 8 * features)  # (C, 8F)
+  cubes = lax.dot_general(x, flat, (((4,), (0,)), ((), ())))  # (B, D, H, W, 8F)
+  cubes = cubes.reshape(batch, depth, height, width, 2, 2, 2, features)
+  cubes = cubes.transpose(0, 1, 4, 2, 5, 3, 6, 7)  # (B, D, 2, H, 2, W, 2, F)
+  return cubes.reshape(batch, 2 * depth, 2 * height, 2 * width, features)
