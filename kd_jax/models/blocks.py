@@ -6,7 +6,7 @@ Norms take their statistics in float32 (or better) whatever `dtype` is.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,13 @@ from flax import nnx
 
 from kd_jax.models import conv
 from kd_jax.models.conv_choice import ON_CPU, Convolution, Convolutions
+from kd_jax.models.gated import Parts, gate_and_normalise, pool
+from kd_jax.models.norm import SLOPE, How, Norm
 from kd_jax.models.remat import convolved
 
 # "torch": PyTorch's default; "xavier": Xavier normal with zero biases
 # (docs/method.md, "Initialisation").
 Init = str
-_SLOPE = 0.01
-_EPSILON = 1e-5
 
 
 class Keys:
@@ -57,7 +57,7 @@ class Build(NamedTuple):
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
-  return jax.nn.leaky_relu(x, _SLOPE)
+  return jax.nn.leaky_relu(x, SLOPE)
 
 
 def _draw(key: jax.Array, shape: Sequence[int], distribution: str, scale: float) -> jax.Array:
@@ -112,11 +112,19 @@ class Conv(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) -> (B, ceil(D/stride), ceil(H/stride), ceil(W/stride), outputs)."""
+    y, offset = self.unbiased(x), self.offset()
+    return y if offset is None else convolved(y + offset.astype(self.dtype))
+
+  def offset(self) -> jax.Array | None:
+    """The bias, (outputs,)."""
+    return None if self.bias is None else self.bias[...]
+
+  def unbiased(self, x: jax.Array) -> jax.Array:
+    """The same without its bias, for who adds that where it costs nothing."""
     kernel = self.kernel[...].astype(self.dtype)
     x = x.astype(self.dtype)
     forms = self.convolutions.choose(Convolution.of(x, kernel, self.stride))
-    y = conv.conv3d(x, kernel, self.stride, forms)
-    return convolved(y if self.bias is None else y + self.bias[...].astype(self.dtype))
+    return convolved(conv.conv3d(x, kernel, self.stride, forms))
 
 
 class Upsample(nnx.Module):
@@ -132,32 +140,40 @@ class Upsample(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, channels) -> (B, 2D, 2H, 2W, outputs)."""
+    return convolved(self.unbiased(x) + self.bias[...].astype(self.dtype))
+
+  def unbiased(self, x: jax.Array) -> jax.Array:
+    """The same without its bias."""
     kernel = self.kernel[...].astype(self.dtype)
-    bias = self.bias[...].astype(self.dtype)
-    return convolved(conv.upsample2(x.astype(self.dtype), kernel) + bias)
+    return convolved(conv.upsample2(x.astype(self.dtype), kernel))
 
 
-def instance_norm(channels: int, *, affine: bool = False, dtype: Any, rngs: Keys) -> nnx.GroupNorm:
+def instance_norm(channels: int, *, affine: bool = False, dtype: Any, rngs: Keys) -> Norm:
   """Instance normalisation; affine: with scale and bias."""
-  return nnx.GroupNorm(
-    channels,
-    num_groups=channels,
-    epsilon=_EPSILON,
-    use_bias=affine,
-    use_scale=affine,
-    dtype=dtype,
-    rngs=cast(nnx.Rngs, rngs),
-  )
+  return Norm(channels, channels, affine=affine, dtype=dtype, rngs=rngs)
 
 
-def group_norm(channels: int, *, groups: int = 0, dtype: Any, rngs: Keys) -> nnx.GroupNorm:
+def group_norm(channels: int, *, groups: int = 0, dtype: Any, rngs: Keys) -> Norm:
   """Group normalisation with 6 groups if the channels divide by 6, else 4.
 
   Source: docs/method.md, "Group norm groups".
   """
-  groups = groups or (6 if channels % 6 == 0 else 4)
-  keys = cast(nnx.Rngs, rngs)
-  return nnx.GroupNorm(channels, num_groups=groups, epsilon=_EPSILON, dtype=dtype, rngs=keys)
+  return Norm(channels, groups or (6 if channels % 6 == 0 else 4), dtype=dtype, rngs=rngs)
+
+
+def conv_norm(
+  conv: Conv,
+  norm: Norm,
+  x: jax.Array,
+  *,
+  plus: jax.Array | None = None,
+  activate: bool = False,
+) -> jax.Array:
+  """norm(conv(x)) + plus (outputs,), and LeakyReLU of it if asked for.
+
+  Neither the convolution's bias nor `plus` costs a pass over memory, forward or backward.
+  """
+  return norm(conv.unbiased(x), shift=conv.offset(), plus=plus, activate=activate)
 
 
 class ResidualBlock(nnx.Module):
@@ -175,9 +191,19 @@ class ResidualBlock(nnx.Module):
     self.skip_norm = group_norm(outputs, dtype=build.dtype, rngs=build.rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    main = self.conv_in(leaky_relu(self.norm_in(x)))
-    main = self.conv_out(leaky_relu(self.norm_out(main)))
-    return main + self.skip_norm(self.skip_conv(x))
+    """(B, D, H, W, inputs) -> (B, D/stride, H/stride, W/stride, outputs)."""
+    return self._convolutions(x, self.norm_in(x, activate=True))
+
+  def gated(self, parts: Parts, shift: jax.Array, gate: jax.Array) -> jax.Array:
+    """The same of (parts + shift) * gate: see gated.gate_and_normalise."""
+    norm = self.norm_in
+    how = How(norm.num_groups, True, norm.dtype)
+    return self._convolutions(*gate_and_normalise(parts, shift, gate, *norm.parameters(), how))
+
+  def _convolutions(self, x: jax.Array, main: jax.Array) -> jax.Array:
+    main = conv_norm(self.conv_in, self.norm_out, main, activate=True)
+    skip = conv_norm(self.skip_conv, self.skip_norm, x, plus=self.conv_out.offset())
+    return self.conv_out.unbiased(main) + skip
 
 
 class Stem(nnx.Module):
@@ -193,7 +219,8 @@ class Stem(nnx.Module):
     self.skip_conv = Conv(inputs, outputs, 3, build=build)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.conv_out(leaky_relu(self.norm(self.conv_in(x)))) + self.skip_conv(x)
+    main = conv_norm(self.conv_in, self.norm, x, activate=True)
+    return self.conv_out(main) + self.skip_conv(x)
 
 
 class ChannelGate(nnx.Module):
@@ -209,11 +236,12 @@ class ChannelGate(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, C) -> the same."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True, dtype=wide).astype(x.dtype)
-    peak = jnp.max(x, axis=(1, 2, 3), keepdims=True)
-    gate = self._mlp(mean) + self._mlp(peak)  # (B, 1, 1, 1, C)
-    return x * jax.nn.sigmoid(gate)
+    return x * self.factors((x,), jnp.zeros(x.shape[-1]))
+
+  def factors(self, parts: Parts, shift: jax.Array) -> jax.Array:
+    """The gate alone, (B, 1, 1, 1, C), of what is side by side in `parts`, + shift (C,)."""
+    mean, peak = pool(parts, shift)
+    return jax.nn.sigmoid(self._mlp(mean) + self._mlp(peak))
 
   def _mlp(self, pooled: jax.Array) -> jax.Array:
     return self.excite(leaky_relu(self.squeeze(pooled)))
@@ -234,7 +262,7 @@ class SpatialGate(nnx.Module):
     pooled = jnp.concatenate(
       [jnp.max(x, axis=-1, keepdims=True), jnp.mean(x, axis=-1, keepdims=True)], axis=-1
     )  # (B, D, H, W, 2)
-    return x * jax.nn.sigmoid(leaky_relu(self.norm(self.conv(pooled))))
+    return x * jax.nn.sigmoid(conv_norm(self.conv, self.norm, pooled, activate=True))
 
 
 class Gate(nnx.Module):

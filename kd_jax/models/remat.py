@@ -1,8 +1,9 @@
 """What the stages of a network keep for their backward pass: memory against time.
 
-"none" keeps what XLA likes to; "norms" keeps what convolutions give and computes norms and
-activations again; "stages" keeps what goes into each stage and computes all of it again (a forward
-pass more). The numbers are the same. XLA for CPU undoes it: see benchmarks/RESULTS.md.
+"none" keeps what XLA likes to; "norms" keeps what convolutions give, and the numbers by channel
+that norms and gates take, and computes norms and activations again; "stages" keeps what goes
+into each stage and computes all of it again (a forward pass more). The numbers are the same. XLA
+for CPU undoes it: see benchmarks/RESULTS.md.
 """
 
 import functools
@@ -14,11 +15,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 REMATS = ("none", "norms", "stages")
 _CONVOLVED = "convolved"
+_POOLED = "pooled"
 
 
 def convolved(x: jax.Array) -> jax.Array:
   """Marks what a convolution gives."""
   return checkpoint_name(x, _CONVOLVED)
+
+
+def pooled(x: jax.Array) -> jax.Array:
+  """Marks a number by channel: small, and a pass over memory to take again."""
+  return checkpoint_name(x, _POOLED)
 
 
 def run(stage: nnx.Module, *inputs: jax.Array, remat: str) -> Any:
@@ -27,7 +34,7 @@ def run(stage: nnx.Module, *inputs: jax.Array, remat: str) -> Any:
     return stage(*inputs)
   policies = jax.checkpoint_policies
   keep = {
-    "norms": policies.save_only_these_names(_CONVOLVED),
+    "norms": policies.save_only_these_names(_CONVOLVED, _POOLED),
     "stages": policies.nothing_saveable,
   }[remat]
   graph, params = nnx.split(stage)

@@ -14,7 +14,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kd_jax.models import remat as remat_lib
-from kd_jax.models.blocks import Build, Conv, Init, Keys, Upsample, instance_norm, leaky_relu
+from kd_jax.models.blocks import (
+  Build,
+  Conv,
+  Init,
+  Keys,
+  Upsample,
+  conv_norm,
+  instance_norm,
+  leaky_relu,
+)
 from kd_jax.models.conv_choice import ON_CPU, Convolutions
 from kd_jax.models.interface import BOTTLENECK, Output, level
 
@@ -22,7 +31,7 @@ BLOCKS = (1, 3, 4, 6, 6, 6, 6)  # residual blocks by stage
 
 
 class ConvNorm(nnx.Module):
-  """A convolution and instance norm with scale and bias."""
+  """A convolution and instance norm with scale and bias; with LeakyReLU if asked for."""
 
   def __init__(
     self, inputs: int, outputs: int, size: int, stride: int = 1, *, bias: bool = True, build: Build
@@ -30,9 +39,9 @@ class ConvNorm(nnx.Module):
     self.conv = Conv(inputs, outputs, size, stride, bias=bias, build=build)
     self.norm = instance_norm(outputs, affine=True, dtype=build.dtype, rngs=build.rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, *, activate: bool = False) -> jax.Array:
     """(B, D, H, W, inputs) -> (B, D/stride, H/stride, W/stride, outputs)."""
-    return self.norm(self.conv(x))
+    return conv_norm(self.conv, self.norm, x, activate=activate)
 
 
 class ResidualBlockD(nnx.Module):
@@ -51,7 +60,7 @@ class ResidualBlockD(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) -> (B, D/stride, H/stride, W/stride, outputs)."""
-    main = self.conv_out(leaky_relu(self.conv_in(x)))
+    main = self.conv_out(self.conv_in(x, activate=True))
     skip = x if self.stride == 1 else mean_pool2(x)
     skip = skip if self.skip is None else self.skip(skip)
     return leaky_relu(main + skip.astype(main.dtype))
@@ -88,7 +97,7 @@ class DecoderStage(nnx.Module):
 
   def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) and (B, 2D, 2H, 2W, skip) -> (B, 2D, 2H, 2W, skip)."""
-    return leaky_relu(self.conv(jnp.concatenate([self.upsample(x), skip], axis=-1)))
+    return self.conv(jnp.concatenate([self.upsample(x), skip], axis=-1), activate=True)
 
 
 class ResEncUNet(nnx.Module):
@@ -145,7 +154,7 @@ class ResEncUNet(nnx.Module):
   def __call__(self, x: jax.Array, remat: str = "none") -> Output:
     """x: (B, D, H, W, modalities), sides multiples of 2^(stages - 1); remat: see remat.py."""
     run = functools.partial(remat_lib.run, remat=remat)
-    x = leaky_relu(self.stem(x))
+    x = self.stem(x, activate=True)
     skips = []
     for n in range(self.stages):
       x = run(self.encoder[f"stage{n}"], x)

@@ -32,7 +32,11 @@ class DecoderStage(nnx.Module):
 
   def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) and (B, 2D, 2H, 2W, skip) -> (B, 2D, 2H, 2W, skip)."""
-    return self.block(self.gate(jnp.concatenate([self.upsample(x), skip], axis=-1)))
+    if self.gate.spatial is not None:
+      return self.block(self.gate(jnp.concatenate([self.upsample(x), skip], axis=-1)))
+    parts = self.upsample.unbiased(x), skip
+    shift = jnp.pad(self.upsample.bias[...], (0, skip.shape[-1]))
+    return self.block.gated(parts, shift, self.gate.channel.factors(parts, shift))
 
 
 class ResUNet(nnx.Module):
