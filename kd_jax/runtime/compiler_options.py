@@ -7,12 +7,12 @@ user's XLA_FLAGS is left to what stands there.
 import functools
 import os
 import re
-from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
+from typing import TYPE_CHECKING, NamedTuple
 
 from kd_jax.runtime import cuda
+
+if TYPE_CHECKING:  # settings read their options here, and do not wait for JAX
+  import jax
 
 Value = bool | str
 Options = tuple[tuple[str, Value], ...]  # sorted by name; what jit can be cached by
@@ -92,7 +92,7 @@ def read(wanted: str) -> dict[str, Value]:
   return options
 
 
-def choose(wanted: str, dtype: str, device: jax.Device | None = None) -> Chosen:
+def choose(wanted: str, dtype: str, device: "jax.Device | None" = None) -> Chosen:
   """What programs are compiled with.
 
   Args:
@@ -101,6 +101,8 @@ def choose(wanted: str, dtype: str, device: jax.Device | None = None) -> Chosen:
     dtype: what the networks compute in.
     device: what they run on; None for the first one.
   """
+  import jax
+
   device = device or jax.local_devices()[0]
   found = {} if wanted == NONE else _of_table(device, dtype)
   notes = []
@@ -117,7 +119,7 @@ def choose(wanted: str, dtype: str, device: jax.Device | None = None) -> Chosen:
   return Chosen(tuple(sorted(found.items())), tuple(notes))
 
 
-def _of_table(device: jax.Device, dtype: str) -> dict[str, Value]:
+def _of_table(device: "jax.Device", dtype: str) -> dict[str, Value]:
   capability = cuda.capability(device)
   return {
     row.option: row.value
@@ -129,8 +131,10 @@ def _of_table(device: jax.Device, dtype: str) -> dict[str, Value]:
 @functools.cache
 def _refused(name: str, value: Value) -> str:
   """Why XLA cannot compile with an option; "" if it can."""
+  import jax
+
   try:
-    trivial = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((), jnp.float32))
+    trivial = jax.jit(lambda x: x + 1).lower(1.0)
     trivial.compile(compiler_options={name: value})
   except jax.errors.JaxRuntimeError as e:
     return str(e).splitlines()[0].partition(": ")[2]

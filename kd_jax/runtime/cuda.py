@@ -4,8 +4,10 @@ import contextlib
 import ctypes
 import importlib.metadata
 import os
+from typing import TYPE_CHECKING
 
-import jax
+if TYPE_CHECKING:  # what only reads settings does not wait for JAX
+  import jax
 
 Version = tuple[int, ...]
 
@@ -17,7 +19,7 @@ _SOUND: Version = (9, 13)
 _HALF = ("bfloat16", "float16")
 
 
-def capability(device: jax.Device) -> Version | None:
+def capability(device: "jax.Device") -> Version | None:
   """The compute capability of a CUDA device, such as (8, 0) of an A100; None for any other."""
   text = str(getattr(device, "compute_capability", ""))  # "gfx90a" of AMD's
   major, dot, minor = text.partition(".")
@@ -29,7 +31,7 @@ def cudnn() -> Version | None:
   return _loaded() or _installed()
 
 
-def doubts(device: jax.Device, dtype: str) -> tuple[str, ...]:
+def doubts(device: "jax.Device", dtype: str) -> tuple[str, ...]:
   """What to say where cuDNN may be wrong for networks that compute in dtype; lines for people."""
   found = cudnn() if capability(device) and dtype in _HALF else None
   if not found or found >= _SOUND:
