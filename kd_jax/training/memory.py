@@ -11,7 +11,8 @@ bfloat16, channels last, one 3-D convolution each). GB, and in brackets the esti
   student_only, batch 2    6.50  (7.12)   6.28  (6.50)   4.96  (5.31)
   student_only, batch 4   12.84 (14.01)  12.38 (12.81)
   mtcm_kd, batch 1        11.66 (12.45)   8.39  (8.78)   5.31  (5.40)
-  default, batch 1        12.67 (12.50)   8.44  (8.80)
+  mtcm_kd, batch 2        22.73 (24.14)  16.34 (16.91)
+  default, batch 1        12.67 (12.50)   8.44  (8.80)   5.36  (5.43)
   default, batch 2                       16.44 (16.96)  10.42 (10.21)
 """
 
