@@ -123,6 +123,7 @@ def _devices_elsewhere(target: Target) -> list[jax.Device]:
     )
   os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # of a driver that is not there
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # nor a server that tells what machine this is
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # none of them holds a device
   from jax.experimental import topologies
 
   jax.devices()  # registers the plugins
