@@ -11,8 +11,9 @@ bytes that they read and write, and the multiply-adds of their convolutions and 
 
 The times are estimates on paper and not measured. "at least" is the sum, over the kernels, of the
 longer of bytes / the memory's published bandwidth and FLOPs / the published peak: real kernels take
-longer (on an H200 the whole step of student_only took 3 to 5 times as long). In "prediction"
-a loop over windows counts once.
+longer (on an H200 the whole step of student_only took about 4 times as long). In "prediction"
+a loop over windows counts once. XLA for TPU writes products of matrices as convolutions, and keeps
+small volumes in fast memory; it compiles for many minutes (student_only: 6 of one core).
 """
 
 import argparse
@@ -253,7 +254,7 @@ def _cells(sums: Mapping[str, Any]) -> list[str]:
     str(sums["kernels"]),
     f"{sums['bytes'] / 1e9:.3f}",
     f"{sums['flops'] / 1e12:.4f}",
-    f"{sums['flops'] / max(1, sums['bytes']):.1f}",
+    common.cell(sums["flops"] / sums["bytes"] if sums["bytes"] else None, ".1f"),
     common.cell(sums["seconds_at_least"], ".2f", 1e3),
   ]
 
