@@ -162,7 +162,7 @@ def lower_prediction(
     jax.ShapeDtypeStruct((1, 3), jnp.int32),
     jax.ShapeDtypeStruct((), jnp.int32),
   )
-  lowered = sliding_window._predict.lower(
+  lowered = sliding_window.compiled_with(()).lower(
     *jax.tree.map(there, inputs), network=framework.network, plan=plan, mirror=False
   )
   return lowered, plan.window

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import common, timing, train_step
 from kd_jax.models.conv import Forms, conv3d
 from kd_jax.models.conv_choice import Convolution, Convolutions, Times
+from kd_jax.runtime import compiler_options
 from kd_jax.runtime.files import write_text
 from kd_jax.runtime.terminal import table
 from kd_jax.training import autotune
@@ -110,12 +111,13 @@ def device_table(small: bool, dtype: str, variants: str, until: float = math.inf
   sizes = train_step.SMALL if small else train_step.PAPER
   run = train_step.settings(sizes["filters"], (sizes["side"],) * 3, 1, dtype, variants)
   platform, rows = jax.default_backend(), []
+  options = compiler_options.choose(compiler_options.AUTO, dtype).options
   for convolution in autotune.worth_measuring(autotune.convolutions_of(run)):
     for direction in autotune.directions(convolution):
       if time.monotonic() > until:
         return rows
       forms = autotune.candidates(convolution, direction, platform)
-      rows.append(autotune.measure(convolution, direction, forms))
+      rows.append(autotune.measure(convolution, direction, forms, options))
       common.tell(" ".join(line(rows[-1])))
   return rows
 

@@ -13,7 +13,7 @@ from benchmarks.device.turns import Turns
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-_FUSED = {"xla_gpu_experimental_enable_conv_fusion": True}
+_FUSED = "xla_gpu_experimental_enable_conv_fusion=true"
 
 # Function -> its module here.
 FUNCTIONS = {
@@ -52,6 +52,7 @@ JOBS = {
   "step student_only native_2": _step(40, "student_only", form="native_2"),
   "step student_only depth_stack": _step(40, "student_only", form="depth_stack"),
   "step student_only depth_stack_2": _step(40, "student_only", form="depth_stack_2"),
+  "step student_only no_options": _step(40, "student_only", options="none"),
   "step student_only conv_fusion": _step(40, "student_only", options=_FUSED),
   "inference": Job(40),
   "readers": Job(60),

@@ -15,6 +15,8 @@ from benchmarks.device.turns import Turns
 from benchmarks.flops import forward_flops
 from kd_jax.models import conv_choice, conv_forms
 from kd_jax.models.conv_choice import Convolutions
+from kd_jax.runtime import compiler_options
+from kd_jax.runtime.compiler_options import Options
 from kd_jax.runtime.memory import memory, program_bytes
 from kd_jax.settings.run import Settings
 from kd_jax.training import autotune
@@ -41,25 +43,32 @@ def step(
   *,
   variants: str,
   form: str = "auto",
-  options: Mapping[str, Any] | None = None,
+  options: str = compiler_options.AUTO,
   batch: int = 1,
   remat: str = "none",
   profile: bool = False,
 ) -> None:
-  """One step's time, rate and memory; profile: its busiest operations too."""
+  """One step's time, rate and memory.
+
+  Args:
+    form: of benchmarks/forms.py, or TUNED.
+    options: as train.compiler_options.
+    profile: its busiest operations too.
+  """
   jax.config.update("jax_enable_compilation_cache", False)
   run, mesh = settings(variants, small, batch, remat=remat), make_mesh(1, 1)
+  told = compiler_options.choose(options, run.model.dtype).options
   if form == TUNED:
-    how = tuned(turns, run)
+    how = tuned(turns, run, told)
   else:
     how = None if form == "auto" else forms.convolutions(form, jax.default_backend())
   began = time.process_time()
   lowered, new_state = train_step.lower_step(run, mesh, how)
-  compiled = lowered.compile(compiler_options=dict(options or {}))
+  compiled = lowered.compile(compiler_options=dict(told))
   known = {
     "program": "kd_jax",
     "form": form,
-    "options": options,
+    "options": compiler_options.text(told),
     "batch": batch,
     "remat": remat,
     "dtype": run.model.dtype,
@@ -81,11 +90,11 @@ def step(
     turns.result(described(found), **found)
     if profile:
       operations = profiled(one, compiled.as_text())
-      told = "\n".join(f"  {row['milliseconds']:7.2f} ms  {row['operation']}" for row in operations)
-      turns.result(f"operations, ms a step:\n{told}", operations=operations)
+      lines = [f"  {row['milliseconds']:7.2f} ms  {row['operation']}" for row in operations]
+      turns.result("\n".join(["operations, ms a step:", *lines]), operations=operations)
 
 
-def tuned(turns: Turns, run: Settings) -> Convolutions:
+def tuned(turns: Turns, run: Settings, options: Options) -> Convolutions:
   """Measures all forms of the run's convolutions, as train.autotune does; each is a result."""
   wanted = autotune.worth_measuring(autotune.convolutions_of(run))
   found = []
@@ -93,7 +102,7 @@ def tuned(turns: Turns, run: Settings) -> Convolutions:
     for one, direction in itertools.product(wanted, conv_forms.DIRECTIONS):
       if direction in autotune.directions(one):
         candidates = autotune.candidates(one, direction, jax.default_backend())
-        found.append(autotune.measure(one, direction, candidates))
+        found.append(autotune.measure(one, direction, candidates, options))
         turns.result(" ".join(convolution.line(found[-1])), **conv_choice.row_of(found[-1]))
   return Convolutions(jax.default_backend(), tuple(found))
 

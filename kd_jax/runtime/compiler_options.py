@@ -44,11 +44,10 @@ TABLE = (
     since=(8, 0),
     dtypes=("bfloat16",),
     reason="cuDNN's kernels for tensor cores take channels last (NVIDIA, Convolutional Layers "
-    "User's Guide, Tensor Layouts). XLA gives it 3-D convolutions channels first before Hopper, "
-    "and up to jaxlib 0.10.2 on every GPU, with a transpose of each array that goes in or comes "
-    "out (HeuristicLayoutAssignment in xla/service/gpu/transforms/layout_assignment.cc; seen in "
-    "programs compiled for 8.0, 9.0 and 10.0). Later ones do by themselves on Hopper what this "
-    "asks for. Not float64, which cuDNN has channels first alone.",
+    "User's Guide, Tensor Layouts). XLA gives it 3-D convolutions channels first on every GPU, on "
+    "Hopper too, where its log says otherwise (HeuristicLayoutAssignment in "
+    "xla/service/gpu/transforms/layout_assignment.cc; seen with jaxlib 0.10.2 and 0.11.2 in "
+    "programs compiled for 8.0, 9.0 and 10.0). Not float64, which cuDNN has channels first alone.",
   ),
 )
 # Measured nowhere yet, so in no row: xla_gpu_experimental_enable_conv_fusion=true (jaxlib 0.11),

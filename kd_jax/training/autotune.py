@@ -21,9 +21,10 @@ import numpy as np
 from kd_jax.models import conv_choice, conv_forms
 from kd_jax.models.conv import Forms
 from kd_jax.models.conv_choice import Convolution, Convolutions, Times
-from kd_jax.models.framework import Framework
+from kd_jax.models.framework import Framework, compute_dtype
 from kd_jax.runs.layout import CONVOLUTIONS_FILE
-from kd_jax.runtime import files, processes, startup
+from kd_jax.runtime import compiler_options, files, processes, startup
+from kd_jax.runtime.compiler_options import Options
 from kd_jax.runtime.errors import UserError
 from kd_jax.settings.run import Settings
 
@@ -81,15 +82,18 @@ def candidates(convolution: Convolution, direction: str, platform: str) -> list[
   return [form for form in wanted if conv_forms.possible(form, direction, window, stride)]
 
 
-def measure(convolution: Convolution, direction: str, forms: Iterable[str]) -> Times:
+def measure(
+  convolution: Convolution, direction: str, forms: Iterable[str], options: Options = ()
+) -> Times:
   """Milliseconds of each form in one direction, on the first device; forms that fail are left out.
 
-  The forms take turns; a form's time is the median of its turns.
+  The forms take turns; a form's time is the median of its turns. options: of the compiler.
   """
   arguments = _arguments(convolution)
   runs = {}
   for form in forms:
-    program = jax.jit(_program(form, direction, convolution))
+    run = _program(form, direction, convolution)
+    program = jax.jit(run, compiler_options=dict(options))
     try:
       jax.block_until_ready(program(*arguments))
     except jax.errors.JaxRuntimeError:  # such as too little memory for what it stacks
@@ -152,7 +156,9 @@ def for_run(settings: Settings, workdir: Path, tell: Callable[[str], None]) -> C
     path = workdir / CONVOLUTIONS_FILE
     if not path.exists():
       wanted = worth_measuring(convolutions_of(settings))
-      times = tuned(wanted, startup.cache_folder() / "convolutions", tell)
+      dtype = compute_dtype(settings.model, usual.platform).name
+      options = compiler_options.choose(settings.train.compiler_options, dtype).options
+      times = tuned(wanted, options, startup.cache_folder() / "convolutions", tell)
       files.write_text(path, json.dumps(as_record(times), indent=1) + "\n")
     record = files.read_json(path)
   record = processes.gather(record)[0]
@@ -160,16 +166,18 @@ def for_run(settings: Settings, workdir: Path, tell: Callable[[str], None]) -> C
 
 
 def tuned(
-  wanted: Sequence[Convolution], cache: Path, tell: Callable[[str], None]
+  wanted: Sequence[Convolution], options: Options, cache: Path, tell: Callable[[str], None]
 ) -> tuple[Times, ...]:
   """Times of these convolutions on this machine's first device: from the cache, or measured now.
 
   Args:
+    options: of the compiler; each has times of its own.
     cache: folder of the times; a file that cannot be read or written there is passed over.
     tell: called with what is done.
   """
   device = jax.devices()[0]
-  path = cache / f"{slug(device.device_kind)}-{jaxlib.__version__}.json"
+  named = "-".join([device.device_kind, jaxlib.__version__, *(name for name, _ in options)])
+  path = cache / f"{slug(named)}.json"
   known = _read(path)
   missing = [
     (convolution, direction)
@@ -182,7 +190,7 @@ def tuned(
     began = time.monotonic()
     for convolution, direction in missing:
       forms = candidates(convolution, direction, device.platform)
-      known[convolution, direction] = measure(convolution, direction, forms)
+      known[convolution, direction] = measure(convolution, direction, forms, options)
     tell(f"measured in {time.monotonic() - began:.0f} s; the times are kept in {path}")
     _write(path, known.values(), tell)
   return tuple(

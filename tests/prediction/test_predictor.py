@@ -10,9 +10,11 @@ from synthetic import write
 
 from kd_jax.data.cases import loose_case
 from kd_jax.data.preprocess import PlainImage
+from kd_jax.models import conv_choice
 from kd_jax.prediction import predictor as predictor_module
 from kd_jax.prediction import sliding_window
 from kd_jax.prediction.predictor import Prediction, Predictor, Prepared
+from kd_jax.prediction.student import Architecture
 from kd_jax.runtime import cuda
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError
 from kd_jax.settings.inference import MinimumSizes
@@ -100,7 +102,8 @@ def test_what_the_compiler_is_told(monkeypatch):
   assert Predictor([make_student()]).compiler_options == ()
   monkeypatch.setattr(cuda, "capability", lambda device: (9, 0))
   monkeypatch.setattr(cuda, "cudnn", lambda: (9, 10, 2))
-  monkeypatch.setattr(predictor_module, "compute_dtype", lambda spec: np.dtype(jax.numpy.bfloat16))
+  monkeypatch.setattr(conv_choice, "of_device", lambda device: conv_choice.of_platform("gpu"))
+  monkeypatch.setattr(Architecture, "framework", Architecture.framework.__wrapped__)  # no cache
   usual = Predictor([make_student()])
   assert usual.compiler_options == (("xla_gpu_force_conv_nhwc", True),)
   assert len(usual.notes) == 1 and "cuDNN 9.10.2" in usual.notes[0]

@@ -34,7 +34,7 @@ def measured(monkeypatch, tmp_path):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   done = []
 
-  def measure(convolution, direction, forms):
+  def measure(convolution, direction, forms, options):
     done.append((convolution, direction))
     return Times(convolution, direction, tuple((form, 1.0 + n) for n, form in enumerate(forms)))
 
@@ -97,26 +97,29 @@ def test_a_form_that_fails_is_left_out(monkeypatch):
 
 def test_what_was_measured_once_is_not_measured_again(measured, tmp_path):
   told = []
-  first = autotune.tuned([TINY], tmp_path, told.append)
+  first = autotune.tuned([TINY], (), tmp_path, told.append)
   assert [t.direction for t in first] == ["forward", "to_kernel"]  # an image needs no gradient
   assert re.search("measuring 2 convolutions on cpu", told[0])
-  kept = tmp_path / f"cpu-{jaxlib.__version__}.json"
+  kept = tmp_path / f"cpu-{autotune.slug(jaxlib.__version__)}.json"
   assert str(kept) in told[1]
   other = TINY._replace(channels=8)
-  again = autotune.tuned([TINY, other], tmp_path, told.append)
+  again = autotune.tuned([TINY, other], (), tmp_path, told.append)
   assert again[:2] == first
   assert measured == [(TINY, "forward"), (TINY, "to_kernel")] + [
     (other, direction) for direction in conv_forms.DIRECTIONS
   ]
-  kept.write_text("{")  # spoilt: measured anew
-  assert autotune.tuned([TINY], tmp_path, told.append) == first
+  other_options = (("xla_cpu_enable_fast_math", True),)
+  assert autotune.tuned([TINY], other_options, tmp_path, told.append) == first
   assert len(measured) == 2 + 3 + 2
+  kept.write_text("{")  # spoilt: measured anew
+  assert autotune.tuned([TINY], (), tmp_path, told.append) == first
+  assert len(measured) == 2 + 3 + 2 + 2
 
 
 def test_times_that_cannot_be_kept_are_used_all_the_same(measured, tmp_path):
   told = []
   (tmp_path / "file").write_text("")
-  times = autotune.tuned([TINY], tmp_path / "file", told.append)
+  times = autotune.tuned([TINY], (), tmp_path / "file", told.append)
   assert len(times) == 2
   assert "could not be kept" in told[-1]
 

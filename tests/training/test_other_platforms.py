@@ -60,7 +60,7 @@ def test_the_training_step_for_a_gpu():
   exported = exported_step("gpu")
   assert exported.platforms == ("cuda",)
   found = convolutions(exported)
-  assert found[2] > 0 and sum(found.values()) > 100  # forms by the times of a GPU
+  assert sum(found.values()) > 80  # in forms by the times of a GPU; products over patches are none
   text = exported.mlir_module()
   # Convolutions keep their biases out, and their gradients what they stack.
   assert text.count("optimization_barrier") > sum(found.values()) / 2
