@@ -75,7 +75,9 @@ def _backward(how: How, kept, pull: jax.Array):
   gain, level = linear(scale, bias, inverse)
   centered = widen(x) - center
   g = before_activation(pull, centered * gain + level, how)
-  sum_g, sum_gx = total(g), total(g * centered) * inverse
+  # x itself and not `centered` in the product: XLA for CPU would write that for it.
+  sum_g = total(g)
+  sum_gx = (total(g * widen(x)) - center * sum_g) * inverse
   slope, constant = to_input(sum_g, sum_gx, gain, inverse, how.groups, voxels(x))
   to_x = (g * gain + centered * slope + constant).astype(x.dtype)
   sum_to_x = gain * sum_g + voxels(x) * ((mean - center) * slope + constant)

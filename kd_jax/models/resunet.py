@@ -32,7 +32,8 @@ class DecoderStage(nnx.Module):
 
   def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) and (B, 2D, 2H, 2W, skip) -> (B, 2D, 2H, 2W, skip)."""
-    if self.gate.spatial is not None:
+    # XLA for CPU computes what two readers share twice, which costs it more than the passes.
+    if self.gate.spatial is not None or jax.default_backend() == "cpu":
       return self.block(self.gate(jnp.concatenate([self.upsample(x), skip], axis=-1)))
     parts = self.upsample.unbiased(x), skip
     shift = jnp.pad(self.upsample.bias[...], (0, skip.shape[-1]))
