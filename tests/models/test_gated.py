@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from quick import QUICK
 
+from kd_jax.models.blocks import Keys
 from kd_jax.models.gated import gate_and_normalise, pool
 from kd_jax.models.norm import How, normalise
+from kd_jax.models.resunet import DecoderStage
 from kd_jax.training.mesh import make_mesh
 
 SHAPE = (2, 4, 5, 6)  # B, D, H, W
@@ -124,3 +127,30 @@ def test_on_a_mesh_everything_is_as_on_one_device(mesh):
   )
   errors = relative_errors(program(args, pulls), every(args, pulls))
   assert max(errors.values()) < 1e-5, errors
+
+
+def test_a_decoder_stage_has_the_same_numbers_on_each_platform(monkeypatch):
+  """The platform chooses how it is computed: here both ways run on CPU."""
+  rng = np.random.default_rng(0)
+  with jax.enable_x64(True):
+    own = {"init": "torch", "dtype": jnp.float64, "rngs": Keys(jax.random.key(0))}
+    graph, params = nnx.split(DecoderStage(8, 4, attention="channel", **own))
+    x, skip = (rng.standard_normal(s) for s in ((1, 2, 3, 2, 8), (1, 4, 6, 4, 4)))
+
+    def gradients(params, x, skip):
+      def loss(params, x, skip):
+        return jnp.mean(jnp.sin(nnx.merge(graph, params)(x, skip)))
+
+      return jax.value_and_grad(loss, (0, 1, 2))(params, x, skip)
+
+    found = {}
+    for platform in ("cpu", "gpu"):
+      monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+      program = jax.jit(lambda *args: gradients(*args)).trace(params, x, skip)
+      found[platform] = len(program.jaxpr.eqns), program.lower().compile()
+    monkeypatch.undo()
+    (plain, on_cpu), (shared, on_gpu) = found.values()
+    assert plain != shared
+    got, expected = (program(params, x, skip) for program in (on_gpu, on_cpu))
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)  # float32 parameters
