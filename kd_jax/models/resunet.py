@@ -29,11 +29,12 @@ class DecoderStage(nnx.Module):
     self.upsample = Upsample(inputs, dtype=build.dtype, rngs=build.rngs)
     self.gate = Gate(attention, inputs + skip, build=build)
     self.block = ResidualBlock(inputs + skip, skip, 1, build=build)
+    # XLA for CPU computes what two readers share twice, which costs it more than the passes.
+    self.in_one_pass = attention == "channel" and build.convolutions.platform != "cpu"
 
   def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) and (B, 2D, 2H, 2W, skip) -> (B, 2D, 2H, 2W, skip)."""
-    # XLA for CPU computes what two readers share twice, which costs it more than the passes.
-    if self.gate.spatial is not None or jax.default_backend() == "cpu":
+    if not self.in_one_pass:
       return self.block(self.gate(jnp.concatenate([self.upsample(x), skip], axis=-1)))
     parts = self.upsample.unbiased(x), skip
     shift = jnp.pad(self.upsample.bias[...], (0, skip.shape[-1]))
