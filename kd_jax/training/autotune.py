@@ -32,6 +32,7 @@ _LEAST_SHARE = 0.01  # of the operations, below which a convolution takes the fo
 _CALLS = 10  # a turn
 _TURNS = 3
 _WIDE = 128  # channels: where there are as many outputs, more slices at once bring nothing
+_SLICES = {1: "", 2: "_2", 4: "_4"}  # of output at once: what a form's name ends in
 _FEW = 4  # input channels, for a product over patches
 
 
@@ -67,17 +68,17 @@ def candidates(convolution: Convolution, direction: str, platform: str) -> list[
   """The forms that may be fastest for a convolution."""
   # What a direction writes: a convolution's outputs, or (its gradient) its inputs.
   outputs = convolution.channels if direction == "to_input" else convolution.features
-  wanted = ["native", "depth_stack"]
+  slices = [1] + [2] * (outputs < _WIDE) + [4] * (2 * outputs < _WIDE)
+  kinds = (
+    ["depth_stack"] if platform == "cpu" else ["native", "depth_stack"]
+  )  # native is slow there
+  wanted = [kind + _SLICES[n] for n in slices for kind in kinds]
   if platform == "cpu":
-    wanted += ["depth_taps"]
-    wanted += ["winograd"] * (jnp.finfo(convolution.dtype).bits >= 32)
-  wanted += ["native_2", "depth_stack_2"] * (outputs < _WIDE)
-  wanted += ["native_4", "depth_stack_4"] * (2 * outputs < _WIDE)
+    wanted += ["depth_taps"] + ["winograd"] * (jnp.finfo(convolution.dtype).bits >= 32)
   wanted += ["patches"] * (convolution.channels <= _FEW)
   if direction == "to_input":
-    wanted = ["transposed_native", "transposed_depth_stack", "cubes", *wanted]
-    if platform == "cpu":
-      wanted += ["transposed_winograd"] * ("winograd" in wanted)
+    derived = [*kinds, "winograd"] if "winograd" in wanted else kinds
+    wanted = [*(f"transposed_{kind}" for kind in derived), "cubes", *wanted]
   stride, window = convolution.stride, convolution.window
   return [form for form in wanted if conv_forms.possible(form, direction, window, stride)]
 
@@ -138,7 +139,12 @@ def _program(form: str, direction: str, convolution: Convolution) -> Callable[..
   return run
 
 
-def for_run(settings: Settings, workdir: Path, tell: Callable[[str], None]) -> Convolutions:
+def for_run(
+  settings: Settings,
+  workdir: Path,
+  tell: Callable[[str], None],
+  progress: Callable[[str], Callable[[int, int, str], None]],
+) -> Convolutions:
   """How a run computes its convolutions; with train.autotune by times that stay with the run.
 
   A run that goes on uses the times that it began with: other forms would round differently. All
@@ -147,6 +153,7 @@ def for_run(settings: Settings, workdir: Path, tell: Callable[[str], None]) -> C
   Args:
     workdir: of the run.
     tell: called with what is done.
+    progress: see Terminal.progress.
   """
   usual = conv_choice.of_device(jax.devices()[0])
   if not settings.train.autotune:
@@ -158,7 +165,9 @@ def for_run(settings: Settings, workdir: Path, tell: Callable[[str], None]) -> C
       wanted = worth_measuring(convolutions_of(settings))
       dtype = compute_dtype(settings.model, usual.platform).name
       options = compiler_options.choose(settings.train.compiler_options, dtype).options
-      times = tuned(wanted, options, startup.cache_folder() / "convolutions", tell)
+      times = tuned(
+        wanted, options, startup.cache_folder() / "convolutions", tell, progress("measuring")
+      )
       files.write_text(path, json.dumps(as_record(times), indent=1) + "\n")
     record = files.read_json(path)
   record = processes.gather(record)[0]
@@ -166,7 +175,11 @@ def for_run(settings: Settings, workdir: Path, tell: Callable[[str], None]) -> C
 
 
 def tuned(
-  wanted: Sequence[Convolution], options: Options, cache: Path, tell: Callable[[str], None]
+  wanted: Sequence[Convolution],
+  options: Options,
+  cache: Path,
+  tell: Callable[[str], None],
+  progress: Callable[[int, int, str], None],
 ) -> tuple[Times, ...]:
   """Times of these convolutions on this machine's first device: from the cache, or measured now.
 
@@ -174,6 +187,7 @@ def tuned(
     options: of the compiler; each has times of its own.
     cache: folder of the times; a file that cannot be read or written there is passed over.
     tell: called with what is done.
+    progress: called with how many are measured, of how many, and the name of the last.
   """
   device = jax.devices()[0]
   named = "-".join([device.device_kind, jaxlib.__version__, *(name for name, _ in options)])
@@ -188,9 +202,12 @@ def tuned(
   if missing:
     tell(f"measuring {len(missing)} convolutions on {device.device_kind} (train.autotune)")
     began = time.monotonic()
-    for convolution, direction in missing:
+    for number, (convolution, direction) in enumerate(missing, start=1):
       forms = candidates(convolution, direction, device.platform)
       known[convolution, direction] = measure(convolution, direction, forms, options)
+      progress(
+        number, len(missing), f"{convolution.channels} to {convolution.features}, {direction}"
+      )
     tell(f"measured in {time.monotonic() - began:.0f} s; the times are kept in {path}")
     _write(path, known.values(), tell)
   return tuple(

@@ -126,7 +126,7 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
   steps_per_epoch = train.steps_per_epoch or max(1, len(dataset.train) // settings.data.batch)
   plan = Plan(steps_per_epoch, train.epochs * steps_per_epoch, train)
 
-  convolutions = autotune.for_run(settings, workdir, tell)
+  convolutions = autotune.for_run(settings, workdir, tell, terminal.progress)
   framework = Framework(settings.model, convolutions=convolutions)
   optimizers = {
     group: optimisers.optimizer(own, plan.total_steps)
