@@ -90,14 +90,15 @@ def _slices_by_tap(x: jax.Array, k_depth: int, stride: int, slices: int) -> list
 
 def _native(x: jax.Array, kernel: jax.Array, stride: int, slices: int = 1) -> jax.Array:
   """One 3-D convolution."""
+  padding = _same_padding(kernel.shape[:3])
+  if slices > 1:
+    padding[0] = _padding(x.shape[1], len(kernel), stride, slices)
+    kernel = _widened(kernel, stride, slices)
   y = lax.conv_general_dilated(
     x,
-    _widened(kernel, stride, slices) if slices > 1 else kernel,
+    kernel,
     window_strides=(stride * slices, stride, stride),
-    padding=[
-      _padding(x.shape[1], len(kernel), stride, slices),
-      *_same_padding(kernel.shape[1:3]),
-    ],
+    padding=padding,  # alike on both sides where it can be: XLA for GPU would pad by itself else
     dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
   )
   return _unfolded(y, slices, -(-x.shape[1] // stride)) if slices > 1 else y
