@@ -3,17 +3,15 @@
 The estimate is the training state, what the forward pass keeps (traced, not compiled; under "norms"
 and "stages" that is what convolutions give, in whatever form they are computed), and a margin for
 the gradients on their way back and the losses. The margin was fitted to XLA's account of whole
-steps, compiled for an H200 without one (jax 0.10.2, 27 November 2026; 128^3, filters 32..256,
+steps, compiled for an H200 without one (jax 0.10.2, 28 November 2026; 128^3, filters 32..256,
 bfloat16, channels last, one 3-D convolution each). GB, and in brackets the estimate:
 
   step                     none           norms          stages
-  student_only, batch 1    3.35  (3.67)   3.24  (3.34)   2.58  (2.75)
-  student_only, batch 2    6.50  (7.12)   6.28  (6.50)   4.96  (5.31)
-  student_only, batch 4   12.84 (14.01)  12.38 (12.81)
-  mtcm_kd, batch 1        11.66 (12.45)   8.39  (8.78)   5.31  (5.40)
-  mtcm_kd, batch 2        22.73 (24.14)  16.34 (16.91)
-  default, batch 1        12.67 (12.50)   8.44  (8.80)   5.36  (5.43)
-  default, batch 2                       16.44 (16.96)  10.42 (10.21)
+  student_only, batch 1    3.27  (3.27)   2.29  (2.35)   1.90  (1.96)
+  student_only, batch 2    6.37  (6.35)   4.13  (4.50)
+  mtcm_kd, batch 1        11.65 (11.96)   7.03  (7.13)   5.47  (5.57)
+  default, batch 1                        7.04  (7.16)
+  default, batch 2                       13.28 (13.65)  10.44 (10.53)
 """
 
 import functools
@@ -38,11 +36,27 @@ SAVES_MORE = (
   "devices to a volume (train.spatial_shards) take less"
 )
 _SHARE = 0.95  # of the limit that is filled: a pool of memory is never used to its last byte
-_LOGITS = 9.0  # arrays of the size of each network's logits, in float32, that losses take
-# Arrays of the first level's size that there are beside what is kept, where the step takes most:
-# within the backward pass, or, with nothing computed again, where it begins.
-_MAPS = {"none": 6.0, "norms": 11.5, "stages": 14.0}
-_BOTH = 1.8  # of what convolutions give: what "none" keeps, which is what goes into them too
+
+
+class Margin(NamedTuple):
+  """What a step takes beside its state, where it takes most.
+
+  Attributes:
+    kept: share of what the forward pass keeps.
+    maps: arrays of the first level's size.
+    logits: arrays of the size of each network's logits, in float32.
+  """
+
+  kept: float
+  maps: float
+  logits: float
+
+
+_MARGINS = {
+  "none": Margin(0.95, 2.6, 0.0),  # where the backward pass begins; XLA keeps a little less
+  "norms": Margin(1.0, 5.5, 3.5),  # within it
+  "stages": Margin(1.0, 5.5, 19.5),
+}
 
 
 class Choice(NamedTuple):
@@ -117,10 +131,11 @@ def step_bytes(
   model, train, data = settings.model, settings.train, settings.data
   voxels = data.batch * math.prod(data.patch)
   level = voxels / train.accumulate * model.filters[0] * itemsize
-  logits = _LOGITS * voxels * len(CLASSES) * 4 * (1 + len(model.teachers))
-  activations = _BOTH * kept("norms") if remat == "none" else kept(remat)
+  logits = voxels * len(CLASSES) * 4 * (1 + len(model.teachers))
+  margin = _MARGINS[remat]
+  activations = margin.kept * kept(remat) + margin.maps * level + margin.logits * logits
   states = state * (2 if train.skip_nonfinite else 1)
-  return states + (activations + _MAPS[remat] * level + logits) / (mesh["data"] * mesh["space"])
+  return states + activations / (mesh["data"] * mesh["space"])
 
 
 def kept_bytes(settings: Settings, remat: str, convolutions: Convolutions) -> int:
