@@ -105,7 +105,8 @@ def of_device(device: jax.Device) -> Convolutions:
   kinds = {record["device"]: record for record in records}
   if device.device_kind in kinds:
     return Convolutions("gpu", times_of(kinds[device.device_kind]))
-  own = float(getattr(device, "compute_capability", None) or math.inf)
+  text = str(getattr(device, "compute_capability", ""))
+  own = float(text) if text.replace(".", "", 1).isdigit() else math.inf  # AMD's is such as gfx90a
 
   def distance(record: Mapping[str, Any]) -> tuple[bool, float, float]:
     theirs = _capability(record)  # of the same generation, then the nearest, then the newest

@@ -110,7 +110,7 @@ def test_a_device_without_a_record_takes_the_nearest(monkeypatch):
   assert form(device("NVIDIA A100", "8.0")) == form(device("NVIDIA A10", "8.6")) == "native_2"
   # The record of the kind itself is taken whatever the capability says.
   assert form(device("NVIDIA H200", "8.0")) == form(device("NVIDIA B200", "10.0")) == "native_4"
-  assert form(device("a GPU of another maker", None)) == "native_4"
+  assert form(device("AMD Instinct", "gfx90a")) == form(device("unknown", None)) == "native_4"
   assert form(device("TPU v5e", platform="tpu")) == "native"
   assert form(device("cpu", platform="cpu")) == "depth_taps"
   monkeypatch.setattr(conv_choice, "_records", lambda: ())
