@@ -29,8 +29,9 @@ class DecoderStage(nnx.Module):
     self.upsample = Upsample(inputs, dtype=build.dtype, rngs=build.rngs)
     self.gate = Gate(attention, inputs + skip, build=build)
     self.block = ResidualBlock(inputs + skip, skip, 1, build=build)
-    # XLA for CPU computes what two readers share twice, which costs it more than the passes.
-    self.in_one_pass = attention == "channel" and build.convolutions.platform != "cpu"
+    # XLA for CPU computes what two readers share twice, which costs it more than the passes; XLA
+    # for TPU rearranges it (compiled_for.py --device=v5e).
+    self.in_one_pass = attention == "channel" and build.convolutions.platform == "gpu"
 
   def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) and (B, 2D, 2H, 2W, skip) -> (B, 2D, 2H, 2W, skip)."""
