@@ -50,8 +50,8 @@ def objective(
     brain: (B, D, H, W) boolean.
 
   Returns:
-    The loss, and every term by its name in the logs (scalars, unweighted but for `loss/student`
-    and `loss/teachers`).
+    The loss, and every term by its name in the logs (scalars, unweighted but for `loss/student`,
+    `loss/teachers` and `loss/distillation`: what of the student's loss comes from teachers).
   """
   terms: dict[str, jax.Array] = {}
   side_weights = cast(Mapping[str, float], settings.deep_supervision)
@@ -79,8 +79,10 @@ def objective(
   extra = _extra(outputs, labels, settings, terms)
   if outputs.teachers:
     together = settings.supervised * alone
-    together += _responses(outputs, labels, teacher_weights, settings, brain, terms)
+    taught = _responses(outputs, labels, teacher_weights, settings, brain, terms)
+    together += taught
     together += extra
+    taught += extra
     for level, fused in outputs.fused.items():
       own = outputs.student.side_logits[level]
       weights = settings.side[level]
@@ -89,6 +91,8 @@ def objective(
         weights.supervised * supervised(f"loss/side/{level}/supervised", own)
         + weights.kd * terms[f"loss/side/{level}/kd"]
       )
+      taught += weights.total * weights.kd * terms[f"loss/side/{level}/kd"]
+    terms["loss/distillation"] = share * taught
     if settings.kd_ramp_epochs:
       student = share * together + (1 - share) * alone
     else:

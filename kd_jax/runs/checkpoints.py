@@ -178,6 +178,14 @@ class Checkpoints:
       tree = reader.restore(self.folder / str(step) / "networks", args=args)
     return (tree["ema"] if averaged else tree["params"]["student"]), averaged
 
+  def restore_networks(self, step: int) -> dict[str, Any]:
+    """All networks' parameters and the student's average, {"params", "ema"}, as NumPy arrays."""
+    stored = self._stored_tree(step)
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+    args = ocp.args.PyTreeRestore(item=stored, restore_args=restore_args)
+    with ocp.PyTreeCheckpointer() as reader:
+      return reader.restore(self.folder / str(step) / "networks", args=args)
+
   def _stored_tree(self, step: int) -> dict[str, Any]:
     """The networks' arrays as they are stored: names and shapes."""
     with ocp.PyTreeCheckpointer() as reader:

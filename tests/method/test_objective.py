@@ -69,6 +69,7 @@ def test_before_distillation_the_teachers_learn_as_ever(joint):
   assert before["loss/teachers"] == after["loss/teachers"]
   assert before["loss/student"] != after["loss/student"]
   assert before["loss/kd/t2"] == after["loss/kd/t2"]  # logged though not used yet
+  assert before["loss/distillation"] == 0 < after["loss/distillation"]
 
 
 @pytest.mark.parametrize("levels", [(), ("level1",), ("level1", "level2")])
@@ -79,12 +80,14 @@ def test_terms_are_named_and_weighted(joint, levels):
 
   supervised = dice_jaccard_ce(LABELS, out.student.logits)
   expected = {"loss/supervised": supervised, "loss/student": 0.7 * supervised, "loss/teachers": 0}
+  taught = 0
   for name in TEACHERS:
     own = dice_jaccard_ce(LABELS, out.teachers[name].logits)
     response = kd(out.student.logits, out.teachers[name].logits, 3.0)
     expected |= {f"loss/teacher/{name}": own, f"loss/kd/{name}": response}
     expected["loss/teachers"] += own
     expected["loss/student"] += {"flair": 0.11, "t2": 0.04}[name] * response
+    taught += {"flair": 0.11, "t2": 0.04}[name] * response
   for level in levels:
     cooperative = dice_jaccard_ce(shrunk[level], out.fused[level])
     side = dice_jaccard_ce(shrunk[level], out.student.side_logits[level])
@@ -99,6 +102,8 @@ def test_terms_are_named_and_weighted(joint, levels):
     expected["loss/student"] += (
       0.2 * (0.8 * side + 0.35 * response) if first else 0.05 * (0.55 * side + 0.45 * response)
     )
+    taught += (0.2 * 0.35 if first else 0.05 * 0.45) * response
+  expected["loss/distillation"] = taught
   assert terms.keys() == expected.keys()
   for name, value in expected.items():
     np.testing.assert_allclose(terms[name], value, rtol=1e-5, err_msg=name)
