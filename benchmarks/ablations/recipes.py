@@ -161,6 +161,19 @@ SIZES = {
     paper_grid=True,
     recipes=tuple(RECIPES),
   ),
+  "patients": Size(  # the rest depends on the machine: patients.py
+    "brats21",
+    {
+      "data.cache": "runs/ablation-patients/cache",
+      "data.folds": 4,
+      "data.workers": 0,
+      "train.steps_per_epoch": 100,
+      "optim.ema_decay": 0.995,
+    },
+    test_cases=range(0),
+    paper_grid=False,
+    recipes=("best", ALONE),
+  ),
 }
 
 

@@ -37,6 +37,8 @@ from kd_jax.settings.inference import MinimumSizes
 from kd_jax.settings.run import Settings
 from kd_jax.training.train import train
 
+Scores = dict[str, dict[str, float]]  # case -> column -> score
+_SAVING_S = 30.0  # that a run which is stopped may take for its last step and checkpoint
 COMMAND = Path(__file__).parents[1] / "ablation.py"
 
 
@@ -52,27 +54,51 @@ def run(settings: Settings, folder: Path, test: Path | None) -> None:
   """
   quiet_libraries()
   keep_compiled()
-  terminal = Terminal(0)
-  train(settings, folder, terminal)
+  train(settings, folder, Terminal(0))
   student = open_student(folder)
-  predictor = Predictor([student], min_component_mm3=0.0, min_et_mm3=0.0)
-  cases = _cases(settings, student, test)
-  if test and (found := find_training_subjects(predictor, cases, terminal)):
-    raise subjects.refuse(found, len(cases))
-  scored = score_students(predictor, cases, terminal)
-  if scored.failed:
-    raise UserError(f"{folder}: cases could not be scored: {scored.failed}")
-  write_text(folder / SCORES_FILE, to_csv(scored.scores))
-  if test:  # the validation cases have chosen the minimum sizes
-    minimum = student.inference.minimum_sizes
-    scores = _postprocessed(scored, cases, predictor.modalities[0], minimum)
-    write_text(folder / POSTPROCESSED_FILE, to_csv(scores))
-    sizes = {"island": minimum.component_mm3, "et": minimum.et_mm3}  # as finished records have them
-    write_text(folder / MINIMUM_SIZES_FILE, json.dumps(sizes) + "\n")
+  cases = cases_of(settings, student, test)
+  # Of their own fold no scores after postprocessing: the cases would have chosen it.
+  raw, postprocessed = score(student, cases, unseen=bool(test), postprocessed=bool(test))
+  write_text(folder / SCORES_FILE, to_csv(raw))
+  if test:
+    write_postprocessed(folder, student, postprocessed)
   write_text(record_file(folder), json.dumps(record_of(folder)) + "\n")
 
 
-def _cases(settings: Settings, student: Student, test: Path | None) -> list[Case]:
+def score(
+  student: Student, cases: Sequence[Case], *, unseen: bool, postprocessed: bool = True
+) -> tuple[Scores, Scores]:
+  """The student's scores as it predicts, and after its postprocessing.
+
+  Args:
+    unseen: refuse cases of its training subjects.
+    postprocessed: whether the second are asked for; else there are none.
+
+  Raises:
+    UserError: there are such, or cases that cannot be scored.
+  """
+  terminal, source = Terminal(0), student.source
+  predictor = Predictor([student], min_component_mm3=0.0, min_et_mm3=0.0)
+  if unseen and (found := find_training_subjects(predictor, cases, terminal)):
+    raise subjects.refuse(found, len(cases))
+  scored = score_students(predictor, cases, terminal)
+  if scored.failed:
+    raise UserError(f"{source}: cases could not be scored: {scored.failed}")
+  if not postprocessed:
+    return scored.scores, {}
+  minimum = student.inference.minimum_sizes
+  return scored.scores, _postprocessed(scored, cases, predictor.modalities[0], minimum)
+
+
+def write_postprocessed(folder: Path, student: Student, scores: Scores) -> None:
+  """The scores after postprocessing and the minimum sizes, for record_of."""
+  minimum = student.inference.minimum_sizes
+  write_text(folder / POSTPROCESSED_FILE, to_csv(scores))
+  sizes = {"island": minimum.component_mm3, "et": minimum.et_mm3}  # as finished records have them
+  write_text(folder / MINIMUM_SIZES_FILE, json.dumps(sizes) + "\n")
+
+
+def cases_of(settings: Settings, student: Student, test: Path | None) -> list[Case]:
   """The cases to score on: of a folder, or of the student's validation fold."""
   root, said = Path(test or settings.data.root), settings.data.labels
   tell, looking = Terminal(0).line, Terminal(0).progress("looking at the labels")
@@ -86,7 +112,7 @@ def _cases(settings: Settings, student: Student, test: Path | None) -> list[Case
 
 def _postprocessed(
   scored: CaseResults, cases: Sequence[Case], modality: str, minimum: MinimumSizes
-) -> dict[str, dict[str, float]]:
+) -> Scores:
   """The scores of the same predictions after postprocessing."""
   scores, progress = {}, Terminal(0).progress("scoring after postprocessing")
   for done, case in enumerate(cases, 1):
@@ -150,12 +176,50 @@ def run_all(
     spent = time.monotonic() - began
     left = duration(spent / done * (len(waiting) - done)) if done else "?"
     print(f"[{done + 1}/{len(waiting)}] {name}, seed {seed}; {left} left", flush=True)
-    folder = output / name / f"seed{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(COMMAND), *flags, "--one", name, str(seed)]
-    with (folder / "terminal.log").open("w") as log:
-      code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if code:
-      tail = (folder / "terminal.log").read_text(errors="replace")[-2000:]
-      raise UserError(f"{name}, seed {seed} ended with exit status {code}:\n{tail}")
+    own = [*flags, "--one", name, str(seed)]
+    run_process(output / name / f"seed{seed}", own, f"{name}, seed {seed}")
     after_each()
+
+
+def run_process(
+  folder: Path, flags: Sequence[str], what: str, seconds: float | None = None
+) -> bool:
+  """Runs ablation.py with flags; its terminal.log lies in the folder.
+
+  Args:
+    what: for the message.
+    seconds: after which the run is told to save and stop; None for never.
+
+  Returns:
+    Whether it came to its end.
+
+  Raises:
+    UserError: it failed; with the end of its terminal.log.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  command = [sys.executable, str(COMMAND), *flags]
+  with (
+    (folder / "terminal.log").open("w") as log,
+    subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process,
+  ):
+    try:
+      code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+      _stop(process)
+      return False
+    except BaseException:  # Ctrl-C, SIGTERM: the run has to save, too
+      _stop(process)
+      raise
+  if code:
+    tail = (folder / "terminal.log").read_text(errors="replace")[-2000:]
+    raise UserError(f"{what} ended with exit status {code}:\n{tail}")
+  return True
+
+
+def _stop(process: subprocess.Popen) -> None:
+  """Lets a run save its checkpoint; kills it if that takes too long."""
+  process.terminate()
+  try:
+    process.wait(_SAVING_S)
+  except subprocess.TimeoutExpired:
+    process.kill()

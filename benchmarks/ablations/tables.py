@@ -81,32 +81,32 @@ def text_of(rows: Sequence[Mapping[str, Any]], against: str = ALONE) -> str:
   scores, networks = [], []
   for row in rows:
     cost = [f"{1e3 * row['seconds_per_step']:.0f}", f"{row['memory_gb']:.1f}"]
-    scores.append([row["recipe"], row["seeds"], *_means(row), *cost])
+    scores.append([row["recipe"], row["seeds"], *means(row), *cost])
     for network, regions in row["networks"].items():
       cells = [f"{100 * regions[r]:.1f}" for r in REGIONS]
       networks.append([row["recipe"], network, *cells])
   meanings = [[row["recipe"], RECIPES[row["recipe"]].what] for row in rows]
   parts = [
     "Volumetric Dice (%) and HD95 (mm) in the scans' own space: mean ± sd over seeds\n\n"
-    + table([*_HEAD, "ms/step", "GB"], scores)
+    + table([*HEAD, "ms/step", "GB"], scores)
   ]
-  parts += _comparison(rows, against)
+  parts += comparison(rows, against)
   postprocessed = [{"recipe": row["recipe"], **row["cleaned"]} for row in rows if "cleaned" in row]
   if postprocessed:
     cells = [
       [
         row["recipe"],
         row["seeds"],
-        *_means(row),
+        *means(row),
         *(" ".join(f"{mm3[of]:g}" for mm3 in row["smallest"]) for of in ("island", "et")),
       ]
       for row in postprocessed
     ]
     parts.append(
       "Postprocessed, with minimum sizes (mm3, seed by seed) chosen by the run's validation "
-      f"cases\n\n{table([*_HEAD, 'component', 'ET'], cells)}"
+      f"cases\n\n{table([*HEAD, 'component', 'ET'], cells)}"
     )
-    parts += _comparison(postprocessed, against, " postprocessed")
+    parts += comparison(postprocessed, against, " postprocessed")
   parts.append(
     "Every network on the training grid, Dice (%)\n\n"
     + table(["recipe", "network", *REGIONS], networks)
@@ -115,21 +115,24 @@ def text_of(rows: Sequence[Mapping[str, Any]], against: str = ALONE) -> str:
   return "\n\n".join(parts) + "\n"
 
 
-_HEAD = ["recipe", "seeds", *(f"{r} Dice" for r in REGIONS), *(f"{r} HD95" for r in REGIONS)]
+HEAD = ["recipe", "seeds", *(f"{r} Dice" for r in REGIONS), *(f"{r} HD95" for r in REGIONS)]
 
 
-def _means(row: Mapping[str, Any]) -> list[str]:
+def means(row: Mapping[str, Any]) -> list[str]:
+  """The cells under HEAD from the third on."""
   cells = [_spread(row[f"dice_{r}"], 100, 1) for r in REGIONS]
   return cells + [_spread(row[f"hd95_mm_{r}"], 1, 1) for r in REGIONS]
 
 
-def _comparison(rows: Sequence[Mapping[str, Any]], against: str, how: str = "") -> list[str]:
+def comparison(
+  rows: Sequence[Mapping[str, Any]], against: str, how: str = "", over: str = "cases"
+) -> list[str]:
   """Differences over cases and by seeds; [] if there is nothing to compare with."""
   compared = [row for row in rows if "against" in row["dice_WT"]]
   metrics = (("Dice", "dice", "points", 100), ("HD95", "hd95_mm", "mm; below 0 is better", 1))
   parts = []
   for words, metric, unit, scale in metrics if compared else ():
-    title = f"{words}{how} against {against}, {unit}: difference [95% interval over cases] p"
+    title = f"{words}{how} against {against}, {unit}: difference [95% interval over {over}] p"
     parts.append(_differences(title, compared, metric, scale, _difference))
     title = f"{words}{how} seed by seed: difference [95% interval over seeds, Student's t]"
     parts.append(_differences(title, compared, metric, scale, _by_seed))
