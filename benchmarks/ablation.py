@@ -173,8 +173,12 @@ def _run_patients(
   def done(job: patients.Job) -> bool:
     return patients.is_done(job, output, folds, bool(arguments.kept_aside))
 
+  def trained(job: patients.Job) -> bool:
+    return patients.is_done(job, output, folds, kept_aside=False)
+
   todo = patients.jobs(recipes, range(arguments.seeds), folds)
-  patients.run_all(todo, done, run, arguments.minutes, patients.times_of(todo, output, folds))
+  took = patients.times_of(todo, output, folds)
+  patients.run_all(todo, done, run, arguments.minutes, took, trained)
 
 
 if __name__ == "__main__":

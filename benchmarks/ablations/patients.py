@@ -155,6 +155,7 @@ def run_all(
   run: Callable[[Job, float | None], bool],
   minutes: float | None = None,
   took: Mapping[str, float] | None = None,
+  trained: Callable[[Job], bool] = lambda job: False,
   clock: Callable[[], float] = time.monotonic,
 ) -> bool:
   """Runs what is not done yet, as many as fit.
@@ -165,17 +166,18 @@ def run_all(
     run: (job, seconds left) -> whether it came to its end; it stops where they are over.
     minutes: None for no limit.
     took: recipe -> the seconds of its longest run of before.
+    trained: whether a job only lacks the kept-aside patients' scores; that takes little.
 
   Returns:
-    Whether all are done. Nothing is begun that is known not to fit: a run takes as long as the
-    recipe's longest one, and the first of a fold counts with its partner, so that what is there can
-    be compared.
+    Whether all are done. The first is begun in any case: what it has done when it is stopped is not
+    lost. After it nothing is begun that is known not to fit: a run takes as long as the recipe's
+    longest one, and the default counts with its partner, so that what is there can be compared.
   """
   known = dict(took or {})
   end = None if minutes is None else clock() + 60 * minutes
   waiting = [job for job in todo if not done(job)]
   for i, job in enumerate(waiting):
-    if end is not None and _expected(waiting[i:], known) > end - clock():
+    if i and end is not None and _expected(waiting[i:], known, trained) > end - clock():
       print(f"{job.recipe}, seed {job.seed}, fold {job.fold} would not fit any more", flush=True)
       return False
     print(f"[{i + 1}/{len(waiting)}] {job.recipe}, seed {job.seed}, fold {job.fold}", flush=True)
@@ -187,15 +189,16 @@ def run_all(
   return True
 
 
-def _expected(waiting: Sequence[Job], known: Mapping[str, float]) -> float:
+def _expected(
+  waiting: Sequence[Job], known: Mapping[str, float], trained: Callable[[Job], bool]
+) -> float:
   """Seconds of the first job, and of the student alone where it follows as its partner.
 
   What has never run is taken to need nothing, so that it is begun.
   """
-  seconds = known.get(waiting[0].recipe, 0.0)
-  if waiting[0].recipe == DEFAULT and waiting[1:2] == [waiting[0]._replace(recipe=ALONE)]:
-    seconds += known.get(ALONE, 0.0)
-  return seconds
+  job, paired = waiting[0], [waiting[0]._replace(recipe=ALONE)]
+  together = [job, *(paired if job.recipe == DEFAULT and waiting[1:2] == paired else ())]
+  return sum(known.get(own.recipe, 0.0) for own in together if not trained(own))
 
 
 def times_of(todo: Sequence[Job], output: Path, folds: int) -> dict[str, float]:

@@ -155,9 +155,7 @@ class Checkpoints:
     return (_with_names(items, _TODAY_S_NAMES) if older else items), restored.notes
 
   def restore_student(self, step: int) -> tuple[dict[str, Any], bool]:
-    """The student's parameters as NumPy arrays, and whether they are the run's average.
-
-    No other network is read.
+    """The student's parameters alone, as NumPy arrays, and whether they are the run's average.
 
     Raises:
       UserError: its files are not what was written.
@@ -172,17 +170,17 @@ class Checkpoints:
     wanted = (
       {"ema": stored["ema"]} if averaged else {"params": {"student": stored["params"]["student"]}}
     )
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
-    with ocp.PyTreeCheckpointer() as reader:
-      tree = reader.restore(self.folder / str(step) / "networks", args=args)
+    tree = self._read(step, wanted)
     return (tree["ema"] if averaged else tree["params"]["student"]), averaged
 
   def restore_networks(self, step: int) -> dict[str, Any]:
     """All networks' parameters and the student's average, {"params", "ema"}, as NumPy arrays."""
-    stored = self._stored_tree(step)
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-    args = ocp.args.PyTreeRestore(item=stored, restore_args=restore_args)
+    return self._read(step, self._stored_tree(step))
+
+  def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+    """A part of the networks' stored tree."""
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
     with ocp.PyTreeCheckpointer() as reader:
       return reader.restore(self.folder / str(step) / "networks", args=args)
 

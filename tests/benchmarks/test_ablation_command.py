@@ -56,6 +56,27 @@ def test_what_has_no_record_is_run_seed_by_seed_until_one_fails(tmp_path, monkey
   assert len(after) == 2  # a table after every run that ends well
 
 
+SAVES_WHEN_TOLD = """
+import pathlib, signal, sys, time
+
+def save(*_):
+  pathlib.Path(sys.argv[1]).write_text("saved")
+  sys.exit(143)
+
+signal.signal(signal.SIGTERM, save)
+print("training", flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_run_whose_time_is_over_saves_and_is_no_failure(tmp_path, monkeypatch):
+  (tmp_path / "command.py").write_text(SAVES_WHEN_TOLD)
+  monkeypatch.setattr(runs, "COMMAND", tmp_path / "command.py")
+  assert not runs.run_process(tmp_path / "run", [str(tmp_path / "checkpoint")], "best", 3.0)
+  assert (tmp_path / "run" / "terminal.log").read_text() == "training\n"
+  assert (tmp_path / "checkpoint").read_text() == "saved"
+
+
 # The command itself, at the smallest size that trains.
 TINY = """
 import runpy, sys
