@@ -46,7 +46,7 @@ from benchmarks.ablations.recipes import ALONE, RECIPES, SIZES, settings_of
 from benchmarks.ablations.tables import write_tables
 from kd_jax.runtime.errors import UserError
 
-OF_PATIENTS = ("spacing", "filters", "minutes", "kept_aside")  # flags
+OF_PATIENTS = ("spacing", "filters", "minutes", "kept_aside", "equal_time")  # flags
 
 
 def main() -> None:
@@ -74,6 +74,9 @@ def _arguments() -> argparse.Namespace:
   )
   parser.add_argument(
     "--kept-aside", type=Path, help="a folder of patients to score all students on; patients only"
+  )
+  parser.add_argument(
+    "--equal-time", choices=("measured", "flops"), help="how it is found; patients only"
   )
   parser.add_argument("--table", action="store_true", help="only the table of what is finished")
   parser.add_argument("--one", nargs=2, metavar=("RECIPE", "SEED"), help=argparse.SUPPRESS)
@@ -137,7 +140,8 @@ def _ablate_patients(arguments: argparse.Namespace) -> None:
     filters = [int(n) for n in arguments.filters.split(",")] if arguments.filters else None
     machine = patient_runs.machine(arguments.spacing, filters, arguments.epochs)
     job = patients.Job(arguments.one[0], int(arguments.one[1]), arguments.fold)
-    patient_runs.run(job, arguments.data, output, machine, folds, arguments.kept_aside)
+    measured = arguments.equal_time != "flops"
+    patient_runs.run(job, arguments.data, output, machine, folds, arguments.kept_aside, measured)
     return
   usual = [*RECIPES, patients.EQUAL_TIME] if arguments.table else patients.USUAL
   recipes = arguments.recipes.split(",") if arguments.recipes else usual
@@ -159,7 +163,7 @@ def _run_patients(
   from benchmarks.ablations import runs
 
   patients.check([*recipes, arguments.against], arguments.data)
-  passed_on = ("size", "data", "epochs", "spacing", "filters", "kept_aside")
+  passed_on = ("size", "data", "epochs", "spacing", "filters", "kept_aside", "equal_time")
   given = {name: getattr(arguments, name) for name in passed_on} | {"output": output}
   flags = [f"--{name.replace('_', '-')}={x}" for name, x in (given | {"folds": folds}).items() if x]
 

@@ -45,13 +45,20 @@ def machine(spacing: float | None, filters: Sequence[int] | None, epochs: int | 
 
 
 def run(
-  job: Job, data: Path, output: Path, on: Machine, folds: int, kept_aside: Path | None
+  job: Job,
+  data: Path,
+  output: Path,
+  on: Machine,
+  folds: int,
+  kept_aside: Path | None,
+  measured: bool,
 ) -> None:
   """Trains and scores one student, and leaves its record; goes on where it was stopped.
 
   Args:
     data: a folder of BraTS cases.
     output: the folder of all runs.
+    measured: whether EQUAL_TIME goes by times of a step; else by operations.
     kept_aside: of patients that none is trained on, to be scored too; added to a record that has
       none.
 
@@ -68,7 +75,7 @@ def run(
       flops.forward_flops(own.model, own.data.patch)
       for own in (plain(job._replace(recipe=name), folds=folds) for name in (DEFAULT, ALONE))
     ]
-    said = patients.settle_equal_time(output, job, folds, operations[0] / operations[1])
+    said = patients.settle_equal_time(output, job, folds, operations[0] / operations[1], measured)
     factor = said["factor"]
   settings = plain(job, folds=folds, factor=factor)
   if not record_file(folder).is_file():

@@ -118,15 +118,18 @@ def equal_time(output: Path) -> dict[str, Any] | None:
   return read_json(path) if path.is_file() else None
 
 
-def settle_equal_time(output: Path, job: Job, folds: int, by_flops: float) -> dict[str, Any]:
+def settle_equal_time(
+  output: Path, job: Job, folds: int, by_flops: float, measured: bool = True
+) -> dict[str, Any]:
   """What equal_time gives; before the first such run it is decided, and kept for all others.
 
-  By the times of a step in this seed's and fold's runs of both, or by operations without them.
+  By the times of a step in this seed's and fold's runs of both; by operations without them, or if
+  they are not to be measured, as on a machine with other work.
   """
   if kept := equal_time(output):
     return kept
   pair = [record_file(job._replace(recipe=r).folder(output, folds)) for r in (DEFAULT, ALONE)]
-  if all(path.is_file() for path in pair):
+  if measured and all(path.is_file() for path in pair):
     default, alone = (read_record(path)["seconds_per_step"] for path in pair)
     said = {"factor": round(default / alone, 2), "by": "times of a step, measured"}
   else:

@@ -119,6 +119,9 @@ def test_equal_time_is_measured_where_it_can_be_and_then_stays(tmp_path):
   assert patients.settle_equal_time(tmp_path / "a", job, 4, 3.456)["factor"] == 3.46
   made_up(tmp_path, DEFAULT, 0, 0, {"a": 0.5}, seconds=0.44)
   made_up(tmp_path, ALONE, 0, 0, {"a": 0.5}, seconds=0.1)
+  by_flops = patients.settle_equal_time(tmp_path, job, 2, 3.456, measured=False)
+  assert by_flops == {"factor": 3.46, "by": "floating-point operations"}
+  (tmp_path / "equal_time.json").unlink()
   assert patients.settle_equal_time(tmp_path, job, 2, 3.456)["factor"] == 4.4
   later = patients.settle_equal_time(tmp_path, job._replace(fold=1), 2, 3.456)
   assert later == {"factor": 4.4, "by": "times of a step, measured"}
@@ -289,7 +292,7 @@ def test_a_run_is_scored_and_diagnosed_and_goes_on_where_it_was_killed(tmp_path,
   job, machine = Job("from_all", 0, 0), Machine(3.0, (4, 4, 8, 12), 1)
 
   def run(kept_aside=None):
-    patient_runs.run(job, tmp_path / "data", tmp_path / "runs", machine, 2, kept_aside)
+    patient_runs.run(job, tmp_path / "data", tmp_path / "runs", machine, 2, kept_aside, True)
 
   def killed(*_, **__):
     raise KeyboardInterrupt
