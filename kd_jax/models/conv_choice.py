@@ -166,10 +166,16 @@ def _on_cpu(convolution: Convolution) -> Forms:
   wide = jnp.finfo(convolution.dtype).bits >= 32
   if convolution.window[0] != 3 or convolution.stride != 1 or not wide:
     return Forms("depth_taps")
+  channels, features = convolution.channels, convolution.features
   if convolution.sides[0] == 1:
     return Forms("depth_taps")
-  # With few channels Winograd's sums cost more than its products save.
-  return Forms("depth_stack" if convolution.channels <= _FEW_CHANNELS else "winograd")
+  # With few channels or outputs Winograd's sums cost more than its products save. With very few
+  # outputs, what moves numbers costs more than products: several slices at once move fewer.
+  if channels <= _FEW_CHANNELS:
+    return Forms("depth_stack_4" if features <= 16 else "depth_stack")
+  if channels <= 16 and features <= 16:
+    return Forms("depth_stack_2" if features <= 12 else "depth_stack")
+  return Forms("winograd")
 
 
 @functools.cache

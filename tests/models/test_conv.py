@@ -208,12 +208,14 @@ def test_the_gradients_are_those_of_the_forms(dtype):
   "forms",
   [
     Forms("winograd"),
+    Forms("depth_stack_2"),
+    Forms("depth_stack_4"),
     Forms("depth_stack", "depth_stack_2", "depth_stack"),
     Forms("native_2", "native", "native_2", apart=True),
     Forms("depth_stack_4", "transposed_depth_stack", "depth_stack_4"),
     Forms("patches", "depth_taps", "patches"),
   ],
-  ids=lambda forms: forms.forward,
+  ids=lambda forms: f"{forms.forward} {forms.to_input}".strip(),
 )
 def test_on_a_mesh_everything_is_as_on_one_device(forms, mesh, stride):
   """Two in a row, so that the first one's output and pulled-back array are split too."""

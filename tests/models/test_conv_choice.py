@@ -22,7 +22,11 @@ def convolution(channels=32, features=32, side=128, *, size=3, stride=1, dtype="
   ("form", "what"),
   [
     ("winograd", {"channels": 16}),
+    ("winograd", {"channels": 24, "features": 8}),
+    ("depth_stack", {"channels": 16, "features": 16}),
+    ("depth_stack_2", {"channels": 8, "features": 8}),
     ("depth_stack", {"channels": 1}),
+    ("depth_stack_4", {"channels": 1, "features": 8}),
     ("depth_taps", {"channels": 16, "dtype": "bfloat16"}),
     ("depth_taps", {"channels": 16, "stride": 2}),
     ("depth_taps", {"channels": 2, "size": 7}),
