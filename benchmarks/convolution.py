@@ -16,11 +16,9 @@ writes has its place in kd_jax/models/conv_times, named after the device.
 """
 
 import json
-import math
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # PyTorch's idle threads would spin on cores that JAX needs. It reads this when it is imported.
@@ -35,8 +33,10 @@ from benchmarks import common, timing, train_step
 from kd_jax.models.conv import Forms, conv3d
 from kd_jax.models.conv_choice import Convolution, Convolutions, Times
 from kd_jax.runtime import compiler_options
+from kd_jax.runtime.compiler_options import Options
 from kd_jax.runtime.files import write_text
 from kd_jax.runtime.terminal import table
+from kd_jax.settings.run import Settings
 from kd_jax.training import autotune
 
 FORMS = ("native", "depth_taps", "depth_stack", "winograd", "auto")
@@ -74,7 +74,13 @@ def main() -> None:
   arguments = parser.parse_args()
   if arguments.device:
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    rows = device_table(arguments.small, dtype, arguments.variants)
+    sizes = train_step.SMALL if arguments.small else train_step.PAPER
+    patch = (sizes["side"],) * 3
+    run = train_step.settings(sizes["filters"], patch, 1, dtype, arguments.variants)
+    rows = []
+    for times in device_table(run, compiler_options.choose(compiler_options.AUTO, dtype).options):
+      common.tell(" ".join(line(times)))
+      rows.append(times)
     write_record(arguments.json, rows)
     print(f"milliseconds on {jax.devices()[0].device_kind}, {dtype}; {arguments.json}")
     return print(as_table(rows))
@@ -102,24 +108,13 @@ def main() -> None:
 # --- What `auto` goes by -----------------------------------------------------------------------
 
 
-def device_table(small: bool, dtype: str, variants: str, until: float = math.inf) -> list[Times]:
-  """Times of a recipe's convolutions on this device, the largest first.
-
-  Args:
-    until: time.monotonic() after which no further convolution is begun.
-  """
-  sizes = train_step.SMALL if small else train_step.PAPER
-  run = train_step.settings(sizes["filters"], (sizes["side"],) * 3, 1, dtype, variants)
-  platform, rows = jax.default_backend(), []
-  options = compiler_options.choose(compiler_options.AUTO, dtype).options
+def device_table(run: Settings, options: Options) -> Iterator[Times]:
+  """Times of a run's convolutions on this device, the largest first; options: of the compiler."""
+  platform = jax.default_backend()
   for convolution in autotune.worth_measuring(autotune.convolutions_of(run)):
     for direction in autotune.directions(convolution):
-      if time.monotonic() > until:
-        return rows
       forms = autotune.candidates(convolution, direction, platform)
-      rows.append(autotune.measure(convolution, direction, forms, options))
-      common.tell(" ".join(line(rows[-1])))
-  return rows
+      yield autotune.measure(convolution, direction, forms, options)
 
 
 def write_record(path: Path, rows: Sequence[Times]) -> None:

@@ -13,13 +13,12 @@ import jax
 from benchmarks import convolution, forms, step_profile, train_step
 from benchmarks.device.turns import Turns
 from benchmarks.flops import forward_flops
-from kd_jax.models import conv_choice, conv_forms
+from kd_jax.models import conv_choice
 from kd_jax.models.conv_choice import Convolutions
 from kd_jax.runtime import compiler_options
 from kd_jax.runtime.compiler_options import Options
 from kd_jax.runtime.memory import memory, program_bytes
 from kd_jax.settings.run import Settings
-from kd_jax.training import autotune
 from kd_jax.training.mesh import make_mesh
 
 SMALL = {"filters": (4, 4, 8, 8), "side": 16}
@@ -96,14 +95,11 @@ def step(
 
 def tuned(turns: Turns, run: Settings, options: Options) -> Convolutions:
   """Measures all forms of the run's convolutions, as train.autotune does; each is a result."""
-  wanted = autotune.worth_measuring(autotune.convolutions_of(run))
   found = []
   with turns.alone():
-    for one, direction in itertools.product(wanted, conv_forms.DIRECTIONS):
-      if direction in autotune.directions(one):
-        candidates = autotune.candidates(one, direction, jax.default_backend())
-        found.append(autotune.measure(one, direction, candidates, options))
-        turns.result(" ".join(convolution.line(found[-1])), **conv_choice.row_of(found[-1]))
+    for times in convolution.device_table(run, options):
+      found.append(times)
+      turns.result(" ".join(convolution.line(times)), **conv_choice.row_of(times))
   return Convolutions(jax.default_backend(), tuple(found))
 
 
