@@ -12,6 +12,7 @@ from kd_jax.data.case_names import join_split, name_all
 from kd_jax.data.file_groups import Group, group_files, is_loose_seg
 from kd_jax.data.patients import read_patients
 from kd_jax.data.walk import File, Folder, walk
+from kd_jax.runtime import commands
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, some
 from kd_jax.tasks.labels import AUTO, by_name, canonical
 from kd_jax.tasks.names import (
@@ -274,8 +275,9 @@ def not_understood(stem: str, modality: str = "t1ce") -> tuple[str, str]:
   finding = "its name does not say which sequence it is"
   if _CHANNEL.search(stem):
     return finding, (
-      "Only --mode=predict reads nnU-Net's channels. Elsewhere give each case a folder, of links "
-      "for instance: CASE/CASE_t1ce.nii.gz, ..., CASE/CASE_seg.nii.gz (docs/names.md)."
+      f"Only {commands.named('predict')} reads nnU-Net's channels. Elsewhere give each case a "
+      "folder, of links for instance: CASE/CASE_t1ce.nii.gz, ..., CASE/CASE_seg.nii.gz "
+      "(docs/names.md)."
     )
   remedy = (
     f"Rename it ({stem}_{modality}.nii.gz if it is a {modality}), explain it "

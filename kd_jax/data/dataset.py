@@ -11,7 +11,7 @@ from kd_jax.data import cache, conventions, folds
 from kd_jax.data.cases import Case, Found, Naming, naming_of, no_case, on_names, search
 from kd_jax.data.demo import writer as demo
 from kd_jax.data.label_contents import MEMORY_FILE
-from kd_jax.runtime import processes
+from kd_jax.runtime import commands, processes
 from kd_jax.runtime.errors import CaseError, UserError, some
 from kd_jax.runtime.terminal import error_table
 from kd_jax.settings.data import DataSettings
@@ -109,8 +109,8 @@ def _split(
   if left:
     lines.append(
       f"hold-out: {len(left)} {place}, so they are neither trained nor validated on: {some(left)}; "
-      "--mode=evaluate --split=holdout scores them. To train on cases that were added since the "
-      "run began, start again with another --workdir"
+      f"{commands.named('evaluate')} --split=holdout scores them. To train on cases that were "
+      "added since the run began, start again with another --workdir"
     )
   if known:
     lines.append(

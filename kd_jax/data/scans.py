@@ -11,6 +11,7 @@ from kd_jax.data.case_names import name_by_folder
 from kd_jax.data.cases import Case, Naming, loose_case, search, told_unused
 from kd_jax.data.own_masks import written_by_us
 from kd_jax.data.walk import dead_link, look, walk
+from kd_jax.runtime import commands
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, some
 from kd_jax.runtime.files import read_text
 from kd_jax.tasks.names import (
@@ -137,7 +138,9 @@ def _single_file(path: Path, modalities: Sequence[str], patterns: Patterns) -> C
   if not _told(path, patterns) and (scan := nnunet.single_scan(path, modality)):
     return scan
   if path.name in written_by_us(path.parent):
-    raise UserError(f"{path} is a mask or a map of --mode=predict; give the {modality} image")
+    raise UserError(
+      f"{path} is a mask or a map of {commands.named('predict')}; give the {modality} image"
+    )
   try:
     parsed = parse_name(path.name, patterns)
   except ValueError as e:

@@ -11,7 +11,7 @@ from kd_jax.data.conventions import Reading
 from kd_jax.data.label_contents import existing_memory
 from kd_jax.prediction.student import Student
 from kd_jax.runs.layout import EVALUATION, FOLDS_FILE, is_run
-from kd_jax.runtime import processes
+from kd_jax.runtime import commands, processes
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, did_you_mean, some
 from kd_jax.runtime.terminal import Terminal
 from kd_jax.tasks import labels
@@ -73,7 +73,8 @@ def where(students: Sequence[Student], choice: Choice) -> tuple[Path, str]:
   if split == "val" and (len(students) > 1 or not runs):
     raise ConfigError(
       "--split=val is for one run: students of several folds have no validation cases in common. "
-      "Give --data_root of data that none was trained on, or use --mode=cross_validate"
+      "Give --data_root of data that none was trained on, or use "
+      f"{commands.named('cross_validate')}"
     )
   if split == "holdout" and len(runs) != len(students):
     raise ConfigError(

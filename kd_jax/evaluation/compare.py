@@ -12,6 +12,7 @@ from typing import Any
 from kd_jax.evaluation.intervals import paired
 from kd_jax.metrics.case import METRICS
 from kd_jax.runs.layout import EVALUATION, SCORES_FILE, SUMMARY_FILE
+from kd_jax.runtime import commands
 from kd_jax.runtime.errors import UserError, some
 from kd_jax.runtime.files import read_json, read_user_text, write_text
 from kd_jax.runtime.terminal import Terminal, table
@@ -45,8 +46,8 @@ def find_scores(path: Path) -> Path:
   if not found:
     missing = "" if path.exists() else " (there is no such file or folder)"
     raise UserError(
-      f"no {SCORES_FILE} in {path}{missing}; run --mode=evaluate first, or give the folder of an "
-      "evaluation"
+      f"no {SCORES_FILE} in {path}{missing}; run {commands.named('evaluate')} first, or give the "
+      "folder of an evaluation"
     )
   return found[0]
 
@@ -59,7 +60,9 @@ def read_scores(path: Path) -> Scores:
   """
 
   def broken(line: int, finding: str) -> UserError:
-    return UserError(f"{path}, line {line}: {finding}; write it again with --mode=evaluate")
+    return UserError(
+      f"{path}, line {line}: {finding}; write it again with {commands.named('evaluate')}"
+    )
 
   reader = csv.reader(io.StringIO(read_user_text(path)), strict=True)
   try:

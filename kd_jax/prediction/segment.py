@@ -17,6 +17,7 @@ from kd_jax.data.plain_images import from_arrays
 from kd_jax.data.scans import find_scans
 from kd_jax.prediction.predictor import Prediction, Predictor, Prepared
 from kd_jax.prediction.student import parameter_count
+from kd_jax.runtime import commands
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, some
 from kd_jax.tasks import labels
 
@@ -158,7 +159,7 @@ def _one_case(scan: Scan, modalities: Sequence[str]) -> Case:
     names = [*(case.name for case in cases), *(error.case for error in errors)]
     raise UserError(
       f"{scan} holds {len(names)} scans ({some(names)}) and one is expected; give the path of one, "
-      "or use python main.py --mode=predict for all of them"
+      f"or use {commands.typed('predict')} for all of them"
     )
   if errors:
     raise errors[0]

@@ -42,7 +42,9 @@ def held(workdir: Path, tell: Callable[[str], None]) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
   except OSError as e:
-    raise UserError(f"cannot write in the work directory {workdir}: {e.strerror or e}") from e
+    raise UserError(
+      f"cannot write in the work directory {workdir}: {e.strerror or e}. Give another --workdir"
+    ) from e
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

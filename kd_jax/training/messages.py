@@ -13,7 +13,7 @@ from kd_jax import __version__
 from kd_jax.data.dataset import Dataset
 from kd_jax.runs.layout import CHECKPOINTS, CONFIG_FILE, TENSORBOARD
 from kd_jax.runs.log import Log
-from kd_jax.runtime import compiler_options, cuda
+from kd_jax.runtime import commands, compiler_options, cuda
 from kd_jax.runtime.compiler_options import Options
 from kd_jax.runtime.terminal import error_table, table
 from kd_jax.settings.run import Settings
@@ -116,5 +116,5 @@ def conclude(
   log.line(
     f"checkpoints: {workdir / CHECKPOINTS}\n"
     f"curves and pictures: tensorboard --logdir {curves}\n"
-    f"scores in the scans' own space: python main.py --mode=evaluate --workdir={own}"
+    f"scores in the scans' own space: {commands.typed('evaluate')} --workdir={own}"
   )

@@ -16,7 +16,7 @@ from kd_jax.data.dataset import spread
 from kd_jax.models.framework import Params
 from kd_jax.prediction import sliding_window
 from kd_jax.runs import provenance
-from kd_jax.runtime import child_processes, lock, processes
+from kd_jax.runtime import child_processes, commands, lock, processes
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.interrupts import Interrupts
 from kd_jax.runtime.memory import memory
@@ -257,6 +257,6 @@ def _non_finite(
   return NonFiniteError(
     f"step {step}: {name} is {value}{before}. {sound}Lower the learning rate "
     "(optim.student.learning_rate, optim.teachers.learning_rate), clip gradients "
-    "(optim.*.clip_norm), look at the cases with --mode=prepare, or let a few such steps pass "
-    "(train.skip_nonfinite)."
+    f"(optim.*.clip_norm), look at the cases with {commands.named('prepare')}, or let a few "
+    "such steps pass (train.skip_nonfinite)."
   )
