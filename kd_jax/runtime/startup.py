@@ -66,20 +66,34 @@ def end_at_once(status: int) -> NoReturn:
 
 
 def cache_folder() -> Path:
-  """Where what can be made again is kept for the user."""
-  caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-  return caches / "kd_jax"
+  """Where what can be made again is kept for the user; a folder that cannot be made, without one.
+
+  A container may run as a user who has no home folder.
+  """
+  caches = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+  return Path(os.devnull if caches.startswith("~") else caches) / "kd_jax"
 
 
 def keep_compiled() -> None:
   """Compiled programs stay in the user's cache folder, unless JAX was told of another one.
 
-  JAX may know of one by JAX_COMPILATION_CACHE_DIR, or by jax.config in the caller's own code.
+  JAX may know of one by JAX_COMPILATION_CACHE_DIR, or by jax.config in the caller's own code. Where
+  the folder cannot be written they are not kept: JAX would warn of each one.
   """
   import jax
 
-  if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+  folder = cache_folder() / "compiled"
+  if getattr(jax.config, "jax_compilation_cache_dir", None) is None and writable(folder):
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def writable(folder: Path) -> bool:
+  """Whether files can be written in a folder, which is made if need be."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return False
+  return os.access(folder, os.W_OK | os.X_OK)
 
 
 def check_devices() -> None:
