@@ -76,7 +76,7 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
   "process": (flags.DEFINE_integer, None, "Which one this is, from 0, with --coordinator."),
 }
 
-_ONE_PATH = (
+ONE_PATH = (
   *("input", "output", "workdir", "data_root", "predictions", "truth", "name_mapping"),
   "patients",
 )
@@ -90,10 +90,39 @@ def define(modes: Sequence[str]) -> None:
   config_flags.register_flag_parser_for_type(tuple, _LastTuple())
   flags.DEFINE_enum("mode", "train", list(modes), "What to do.")
   _CONFIG.append(
-    config_flags.DEFINE_config_file("config", None, "A file of configs/, [:variant,variant].")
+    config_flags.DEFINE_config_file(
+      "config", None, "A preset, or a file of configs/; then [:variant,variant]."
+    )
   )
+  flags.FLAGS["config"].parser = FileOrPreset(flags.FLAGS["config"].parser)
   for name, (define_flag, default, words) in FLAGS.items():
     define_flag(name, default, words)
+
+
+class FileOrPreset(flags.ArgumentParser):
+  """Reads --config: a file, as ml_collections does it; a preset where there is no file so named."""
+
+  def __init__(self, files: flags.ArgumentParser):
+    self._files = files
+
+  def parse(self, argument: str) -> Any:
+    from kd_jax.settings import presets
+
+    name = argument.partition(":")[0]
+    if name not in presets.DATASETS:
+      return self._files.parse(argument)
+    if not os.path.isfile(name):
+      return presets.config_dict(argument).lock()
+    try:
+      settings = self._files.parse(argument)
+      _ = settings and settings.to_dict  # that a file cannot be loaded shows only now
+      return settings
+    except Exception as error:  # whatever such a file holds
+      raise ConfigError(
+        f"--config={argument}: the file {os.path.abspath(name)} is read instead of the preset of "
+        f"this name, and it is no file of settings ({type(error).__name__}). Rename it, or start "
+        "in another folder"
+      ) from error
 
 
 class _LastTuple(flags.ArgumentParser):
@@ -119,12 +148,13 @@ def parse_flags(argv: list[str]) -> list[str]:
     return rest
   # AttributeError, KeyError: from ml_collections, for a name that is not in the file.
   except (UserError, flags.Error, OSError, AttributeError, KeyError) as error:
-    sys.exit(printable(f"error: {command_errors.explain(error, argv[1:], list(flags.FLAGS))}"))
+    known = ("mode", "config", *FLAGS)
+    sys.exit(printable(f"error: {command_errors.explain(error, argv[1:], known)}"))
 
 
 def _check_once(argv: Sequence[str]) -> None:
   """ConfigError for two values of a path: absl would forget the first in silence."""
-  for name in _ONE_PATH:
+  for name in ONE_PATH:
     values = [x for x in argv if re.match(rf"--?{name}(=|\Z)", x)]
     if len(values) > 1:
       raise ConfigError(f"--{name} is given {len(values)} times; give it once")
