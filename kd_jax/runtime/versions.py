@@ -1,10 +1,10 @@
 """Versions and devices: the one record of what a number can depend on beside the settings."""
 
 import importlib.metadata
+import platform
 from typing import Any
 
-import jax
-
+from kd_jax import __version__
 from kd_jax.runtime import cuda
 
 PACKAGES = (
@@ -26,6 +26,8 @@ def packages() -> dict[str, str]:
 
 def devices() -> dict[str, Any]:
   """The devices that JAX computes on."""
+  import jax
+
   device = jax.devices()[0]
   capability = cuda.capability(device)
   cudnn = cuda.cudnn() if capability else None
@@ -38,3 +40,17 @@ def devices() -> dict[str, Any]:
     "compute_capability": cuda.text(capability) if capability else None,
     "cudnn": cuda.text(cudnn) if cudnn else None,
   }
+
+
+def report() -> str:
+  """What `kd-jax --version` prints: a line for each package, and one for the devices."""
+  lines = [f"kd_jax {__version__}", f"Python {platform.python_version()}"]
+  lines += [f"{name} {version}" for name, version in packages().items()]
+  try:
+    found = devices()
+  except Exception as error:  # a broken installation has versions, too
+    return "\n".join([*lines, f"devices: none ({str(error).partition(chr(10))[0]})"])
+  lines.append(f"devices: {found['count']} x {found['kind']} ({found['platform']})")
+  if found["cudnn"]:
+    lines.append(f"cuDNN {found['cudnn']}")
+  return "\n".join(lines)
