@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from kd_jax import command_flags
+from kd_jax import command_errors, command_flags
 from kd_jax.command_call import INFERENCE, Call
 from kd_jax.command_flags import parse_flags
-from kd_jax.runtime import startup
+from kd_jax.runtime import commands, startup
 from kd_jax.runtime.errors import ConfigError, UserError, printable
 from kd_jax.runtime.files import at_home
 
@@ -22,10 +22,14 @@ from kd_jax.runtime.files import at_home
 # --- Start and end ------------------------------------------------------------------------------
 
 
-def start() -> None:
-  """The program, from its command line to its exit status; Ctrl-C is one line and 130."""
+def start(argv: list[str] | None = None) -> None:
+  """The program, from its command line to its exit status; Ctrl-C is one line and 130.
+
+  Args:
+    argv: the command line; None for sys.argv.
+  """
   try:
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, argv, flags_parser=parse_flags)
   except (Exception, KeyboardInterrupt):
     if not startup.interrupted():  # what is interrupted may raise errors of its own
       raise
@@ -45,17 +49,21 @@ def main(argv: list[str]) -> None:
 def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
   """Does what the flags say. UserError, before any work, if they make no sense together."""
   mode = MODES[values.mode]
-  _check_flags(values, mode)
   if len(arguments) != mode.arguments:
     raise ConfigError(
-      f"--mode={values.mode} takes two evaluations: --mode=compare A B"
+      f"{commands.named(values.mode)} takes two evaluations: {commands.named(values.mode)} A B"
       if mode.arguments
-      else f"what is {arguments[0]!r}? Settings look like --config.data.fold=1"
+      else command_errors.stray(arguments[0], list(MODES))
     )
+  _check_flags(values, mode)
+  from kd_jax.runtime.terminal import Terminal, quiet_libraries
+
+  if not mode.computes:
+    mode.act(Call(values, None, arguments, Terminal()))
+    return
   import jax
 
   from kd_jax.runtime import processes
-  from kd_jax.runtime.terminal import Terminal, quiet_libraries
   from kd_jax.settings.run import parse
 
   startup.interruptible()
@@ -65,7 +73,7 @@ def run(values: flags.FlagValues, config: Any, arguments: list[str]) -> None:
   processes.join(values.distributed, values.coordinator, values.processes, values.process)
   startup.check_devices()
   if jax.process_count() > 1 and not mode.shared:
-    raise ConfigError(f"--mode={values.mode} is work for one process; start it alone")
+    raise ConfigError(f"{commands.named(values.mode)} is work for one process; start it alone")
   with processes.none_left_waiting():
     mode.act(Call(values, settings, arguments, Terminal(jax.process_index())))
     processes.wait()  # the first process to leave would end those that still write
@@ -176,7 +184,9 @@ def export_student(call: Call) -> None:
 
   students = open_students(call.flags.checkpoint)
   if len(students) > 1:
-    raise ConfigError("--mode=export_student takes one run; predict averages several directories")
+    raise ConfigError(
+      f"{commands.named('export_student')} takes one run; predict averages several directories"
+    )
   export(students[0], call.needed_path("output"))
   call.terminal.line(f"written: {call.path('output')}, to hand on and for --checkpoint")
 
@@ -189,6 +199,15 @@ def import_torch(call: Call) -> None:
   call.terminal.line(f"written: {call.path('output')}, for --checkpoint")
 
 
+def doctor(call: Call) -> None:
+  """What will be slow or fail on this machine."""
+  from kd_jax.runtime import doctor
+  from kd_jax.runtime.terminal import quiet_libraries
+
+  quiet_libraries()
+  doctor.report(call.path("workdir") or Path("runs"))
+
+
 # --- Flags ------------------------------------------------------------------------------------
 
 
@@ -197,6 +216,7 @@ class Mode(NamedTuple):
 
   Attributes:
     shared: whether several processes can do it together.
+    computes: whether it needs devices; without, it is given no settings.
   """
 
   act: Callable[[Call], None]
@@ -204,6 +224,7 @@ class Mode(NamedTuple):
   optional: tuple[str, ...] = ()
   arguments: int = 0
   shared: bool = False
+  computes: bool = True
 
 
 _MASKS = ("predictions", "truth", "labels", "prediction_labels", "output")
@@ -228,15 +249,16 @@ MODES = {
   "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", "names", *INFERENCE)),
   "export_student": Mode(export_student, ("checkpoint", "output")),
   "import_torch": Mode(import_torch, ("input", "output"), ("modality",)),
+  "doctor": Mode(doctor, (), ("workdir",), computes=False),
 }
 
 
 def _check_flags(values: flags.FlagValues, mode: Mode) -> None:
   """A flag that is missing, or that would be passed over in silence, is an error."""
-  name = values.mode
+  name = commands.named(values.mode)
   if missing := [flag for flag in mode.needs if not values[flag].value]:
-    raise ConfigError(f"--mode={name} needs --{missing[0]}=...")
+    raise ConfigError(f"{name} needs --{missing[0]}=...")
   known = {flag for other in MODES.values() for flag in (*other.needs, *other.optional)}
   for flag in sorted(flag for flag in known if values[flag].present):
     if flag not in (*mode.needs, *mode.optional):
-      raise ConfigError(f"--{flag} has no meaning for what --mode={name} is asked to do")
+      raise ConfigError(f"--{flag} has no meaning for what {name} is asked to do")

@@ -60,9 +60,22 @@ ANSWERS = [
   (["--imput=x"], "unknown flag --imput; did you mean --input?"),
   (["--nomirrr"], "unknown flag --nomirrr; did you mean --mirror?"),
   (["--qqq=1"], "unknown flag --qqq; python main.py --help lists all"),
-  (["--config.data.fold=1"], "--config.data.fold needs a file of settings too"),
+  (["--config.data.fold=1"], "--config.data.fold needs a preset or a file of settings too"),
   ([f"{CONFIG[:-3]}"], "configs/quickstart.py?"),
   (["--config", f"{REPOSITORY}/configs/brats12.py:t1"], "for --config; did you mean "),
+  (["--config=brats12:t1"], "no file brats12 for --config; did you mean brats2"),
+  (["--config", "brats21.py"], "no file brats21.py for --config; did you mean brats21?"),
+  (["--config=brats21:t1,two_levle"], "unknown variant 'two_levle'; did you mean 'two_level'?"),
+  (
+    ["--config=brats21", "--config.data.fol=1"],
+    "unknown setting data.fol; did you mean data.fold?",
+  ),
+  (["--mode=trian"], "unknown mode 'trian'; did you mean 'train'?"),
+  (["--mode=export-student"], "unknown mode 'export-student'; did you mean 'export_student'?"),
+  (["predict"], "what is 'predict'? Did you mean --mode=predict?"),
+  (["quickstart:t1"], "what is 'quickstart:t1'? Did you mean --config=quickstart:t1?"),
+  (["scan.nii.gz"], "what is 'scan.nii.gz'? Settings look like --config.data.fold=1"),
+  (["--inp=x"], "unknown flag --inp; did you mean --input?"),
   (["--mode=predict", "--input=a", "--input=b"], "--input is given 2 times; give it once"),
   (["--mode=predict", "--output", "a", "--output=b"], "--output is given 2 times"),
 ]
@@ -70,9 +83,13 @@ ANSWERS = [
 
 @pytest.fixture(scope="module")
 def answers() -> list:
+  return forked_main([flags for flags, _ in ANSWERS])
+
+
+def forked_main(commands: list[list[str]], program: str = "main.py") -> list:
   """(status, output) of all, in forks of one process: each start costs seconds."""
   forked = REPOSITORY / "tests" / "helpers" / "forked_main.py"
-  command = [sys.executable, str(forked), json.dumps([flags for flags, _ in ANSWERS])]
+  command = [sys.executable, str(forked), json.dumps(commands), program]
   done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
   return json.loads(done.stdout.splitlines()[-1])
 

@@ -31,7 +31,8 @@ def test_rooms_have_an_order():
 def test_no_room_imports_what_stands_above_all_rooms():
   for file in rooms.PACKAGE.glob("*/**/*.py"):
     above = {module.split(".")[0] for module in rooms.imports(file)} & {
-      *("cli", "command_call", "command_errors", "command_flags", "api"),
+      *("__main__", "api", "cli", "command", "command_call", "command_errors"),
+      *("command_flags", "command_help"),
     }
     assert not above, f"{file}: {above}"
 

@@ -17,7 +17,7 @@ COMMANDS = (*PAGES, *sorted(ROOT.glob("launch/*")), *sorted(ROOT.glob("configs/*
 LONGEST_README = 150
 
 # The other options of main.py, and names of other programs.
-OTHER_FLAGS = {"mode", "config", "help", "shm-size", "logdir", "most"}
+OTHER_FLAGS = {"mode", "config", "help", "version", "shm-size", "logdir", "most"}
 OTHER_FILES = {"antsRegistrationSyNQuick.sh"}
 EXAMPLES = {"loss.uncertainty"}  # a recipe of docs/architecture.md adds it
 
@@ -52,12 +52,12 @@ def settings_named(text: str) -> set[str]:
 
 
 def flags_named(text: str) -> set[str]:
-  """The flags in code style, and in the commands of fences that start main.py or a benchmark."""
+  """The flags in code style, and in commands of fences that start our program or a benchmark."""
   commands = [
     command
     for fence in _FENCE.findall(text)
     for command in fence.replace("\\\n", " ").splitlines()
-    if re.search(r"main\.py|benchmarks/\w+\.py", command)
+    if re.search(r"main\.py|benchmarks/\w+\.py|^\s*kd-jax ", command)
   ]
   codes = [code for code in _INLINE.findall(_FENCE.sub("", text)) if "xla_" not in code]
   return {flag for part in (*commands, *codes) for flag in _FLAG.findall(part)}
@@ -103,6 +103,12 @@ def test_flags_exist(page):
 def test_modes_and_presets_exist(page):
   text = page.read_text()
   assert set(re.findall(r"--mode=(\w+)", text)) <= set(cli.MODES)
+  words = {
+    word.replace("-", "_") for word in re.findall(r"^ *kd-jax (\w[\w-]*)", text, re.MULTILINE)
+  }
+  assert words <= set(cli.MODES)
+  for name in re.findall(r"--config=(\w+(?::[\w,]+)?)(?![\w./])", text):
+    presets.settings(name)
   for name, variants in re.findall(r"configs/(\w+)\.py(?::([\w,]+))?", text):
     presets.settings(f"{name}:{variants}")
 
