@@ -1,4 +1,6 @@
 # make quickstart: set up, train on generated cases, evaluate. make test: set up, run the tests.
+# make site: docs/ as pages to browse, in runs/site; a broken link or reference is an error (not with
+# mkdocs' --quiet, which counts no warnings).
 # make notebooks: writes examples/*.ipynb anew, from the scripts beside them.
 # make benchmarks: the speed of training, prediction and reading on this machine, to runs/benchmarks;
 # BENCHMARK=--small for a machine without an accelerator, AGAINST=--against=torch beside PyTorch.
@@ -11,7 +13,7 @@ BENCHMARK ?=
 AGAINST ?=
 REPORTS := runs/benchmarks
 
-.PHONY: quickstart test lint notebooks benchmarks clean
+.PHONY: quickstart test lint site notebooks benchmarks clean
 
 quickstart: $(VENV)/installed
 	$(RUN) main.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -24,6 +26,9 @@ lint: $(VENV)/installed-tests
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+site: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 notebooks:
 	$(PYTHON) tests/helpers/notebooks.py examples/*.py
@@ -49,6 +54,13 @@ $(VENV)/installed: requirements.txt
 
 $(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+EXTRA_DOCS := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"];
+EXTRA_DOCS += print(*project["optional-dependencies"]["docs"])
+
+$(VENV)/installed-docs: $(VENV)/installed pyproject.toml
+	$(RUN) -m pip install --quiet --disable-pip-version-check $$($(RUN) -c '$(EXTRA_DOCS)')
 	@touch $@
 
 clean:
