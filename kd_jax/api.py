@@ -41,23 +41,22 @@ def load(
   mirror: bool | None = None,
   min_component_mm3: float | None = None,
   min_et_mm3: float | None = None,
+  calibrate: bool | None = None,
   compiler_options: str | None = None,
 ) -> "Student":
   """Opens a trained student.
 
   Args:
     path: an exported student, a run or a cross-validation; several, with commas, are averaged.
-    window: "sliding", "whole" or "auto".
-    overlap: of sliding windows, 0 to 0.95.
+    window, overlap: "sliding", "whole" or "auto"; of sliding windows, 0 to 0.95.
     mirror: average over the eight mirror images.
-    min_component_mm3: a smaller connected component of WT becomes background, in mm3.
-    min_et_mm3: less ET than that in a scan becomes core, in mm3.
-      All five: None takes the value that was stored with the student.
+    min_component_mm3, min_et_mm3: smaller components of WT are removed, less ET becomes core.
+    calibrate: give probabilities with the temperatures that validation has fitted.
+      All six: None takes the value that was stored with the student.
     compiler_options: for XLA: "auto" (the same as None), "none", or "xla_NAME=value".
 
   Raises:
-    UserError: there is no student, it is damaged, or several do not read the same input.
-    ConfigError: a value that is not allowed.
+    UserError: no student, a damaged one, several of different input; ConfigError: a wrong value.
   """
   _set_up()
   predictor = Predictor(
@@ -67,6 +66,7 @@ def load(
     mirror=mirror,
     min_component_mm3=min_component_mm3,
     min_et_mm3=min_et_mm3,
+    calibrate=calibrate,
     compiler_options=compiler_options,
   )
   warn_caller(*predictor.notes, category=UserWarning)

@@ -161,7 +161,11 @@ def predict(call: Call) -> None:
   convention = call.output_convention(predictor)
   values = call.flags
   output = Output(
-    call.needed_path("output"), convention, values.probabilities, overwrite=values.overwrite
+    call.needed_path("output"),
+    convention,
+    values.probabilities,
+    overwrite=values.overwrite,
+    uncertainty=predictor.uncertainty_maps if values.uncertainty else (),
   )
   predict(predictor, call.needed_path("input"), output, call.terminal, call.naming().patterns)
 
@@ -243,7 +247,7 @@ MODES = {
   "predict": Mode(
     predict,
     ("checkpoint", "input", "output"),
-    ("labels", "names", "probabilities", "overwrite", *INFERENCE),
+    ("labels", "names", "probabilities", "uncertainty", "overwrite", *INFERENCE),
     shared=True,
   ),
   "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", "names", *INFERENCE)),

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
   from kd_jax.runtime.terminal import Terminal
   from kd_jax.settings.run import Settings
 
-INFERENCE = ("window", "overlap", "mirror", "min_component_mm3", "min_et_mm3", "compiler_options")
+INFERENCE = (
+  *("window", "overlap", "mirror", "min_component_mm3", "min_et_mm3", "calibrate"),
+  "compiler_options",
+)
 
 
 class Call(NamedTuple):

@@ -27,6 +27,12 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
   "output": (flags.DEFINE_string, None, "Folder for what is written."),
   "labels": (flags.DEFINE_string, "auto", _LABELS),
   "probabilities": (flags.DEFINE_bool, False, "Write probability maps of WT, TC and ET too."),
+  "uncertainty": (
+    flags.DEFINE_bool,
+    False,
+    "Write maps of entropy and, with several students or --mirror, of mutual information too, and "
+    "tell between which volumes they lie.",
+  ),
   "overwrite": (
     flags.DEFINE_bool,
     False,
@@ -44,6 +50,11 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     flags.DEFINE_float,
     None,
     "Less ET than that becomes core; default: the student's.",
+  ),
+  "calibrate": (
+    flags.DEFINE_bool,
+    None,
+    "Read probabilities with the temperatures that validation has fitted; default: the student's.",
   ),
   "compiler_options": (
     flags.DEFINE_string,

@@ -29,10 +29,12 @@ class Entry(NamedTuple):
   Attributes:
     inputs: modality -> {"file", "bytes", "sha256", "shape", "affine"} of the scan.
     outputs: name of each file that was written -> SHA-256 of its bytes.
+    facts: what else is to be known of the mask, as plain values, for people and other programs.
   """
 
   inputs: dict[str, dict[str, Any]]
   outputs: dict[str, str]
+  facts: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
 
 
 def written_by_us(folder: Path) -> frozenset[str]:
@@ -176,4 +178,5 @@ def _noted(journal: Path) -> dict[str, Entry]:
 
 def _entry(content: Any) -> Entry:
   outputs = {str(name): str(digest) for name, digest in content["outputs"].items()}
-  return Entry({str(m): dict(facts) for m, facts in content["inputs"].items()}, outputs)
+  inputs = {str(m): dict(facts) for m, facts in content["inputs"].items()}
+  return Entry(inputs, outputs, dict(content.get("facts", {})))  # earlier versions have none

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from kd_jax.data import nifti, own_masks
 from kd_jax.data.cases import Case
 from kd_jax.data.own_masks import RECORD_FILE, Entry, Journal
 from kd_jax.data.scans import find_scans
-from kd_jax.metrics.volumetric import region_mask
 from kd_jax.prediction import finished
+from kd_jax.prediction.assessment import assess, lines
 from kd_jax.prediction.finished import Known, Verdict
-from kd_jax.prediction.predictor import Prediction, Predictor, Prepared, overlapped
+from kd_jax.prediction.prediction import Prediction, Prepared
+from kd_jax.prediction.predictor import Predictor, overlapped
 from kd_jax.runtime import processes
 from kd_jax.runtime.errors import CaseError, UserError, one_line, some
 from kd_jax.runtime.files import read_json, write_bytes
-from kd_jax.runtime.terminal import Terminal, error_table, table
+from kd_jax.runtime.terminal import Terminal, error_table
 from kd_jax.settings import record
 from kd_jax.settings.inference import MinimumSizes
 from kd_jax.tasks import labels
@@ -39,23 +40,26 @@ class Output:
     convention: what the numbers in the masks mean, see labels.canonical.
     probabilities: write maps of WT, TC and ET too.
     overwrite: replace files that this program has not written, or that were changed since.
+    uncertainty: names of the maps of uncertainty to write, see Predictor.uncertainty_maps.
   """
 
   folder: Path
   convention: str
   probabilities: bool = False
   overwrite: bool = False
+  uncertainty: Sequence[str] = ()
 
   def mask(self, name: str) -> Path:
     return self.folder / f"{name}.nii.gz"
 
-  def map(self, name: str, region: str) -> Path:
-    return self.folder / f"{name}_{region}.nii.gz"
+  def map(self, name: str, what: str) -> Path:
+    """Of a region's probability, or of uncertainty."""
+    return self.folder / f"{name}_{what}.nii.gz"
 
   def files(self, name: str) -> list[Path]:
     """All files of a case."""
-    maps = labels.REGIONS if self.probabilities else ()
-    return [self.mask(name), *(self.map(name, region) for region in maps)]
+    maps = (*(labels.REGIONS if self.probabilities else ()), *self.uncertainty)
+    return [self.mask(name), *(self.map(name, what) for what in maps)]
 
 
 def predict(
@@ -94,22 +98,26 @@ def predict(
       own_masks.write_record(output.folder, made_by)
   processes.wait()
   journal = Journal(output.folder)
-  volumes: dict[str, list[str]] = {}
+  assessed: dict[str, dict[str, Any]] = {}
 
   def load(case: Case) -> tuple[Prepared, dict[str, Any]]:
     return _load(predictor, case, terminal)
 
   def compute(loaded: tuple[Prepared, dict[str, Any]]) -> tuple[Prediction, dict[str, Any]]:
-    return predictor.predict(loaded[0]), loaded[1]
+    return predictor.predict(loaded[0], opinions=bool(output.uncertainty)), loaded[1]
 
   def finish(case: Case, result: tuple[Prediction, dict[str, Any]]) -> None:
-    volumes[case.name] = _write(case.name, *result, output, known, journal)
+    prediction, inputs = result
+    classes = prediction.classes()
+    facts = assess(prediction, classes, predictor.volumes)
+    _write(case.name, prediction, classes, inputs, facts, output, known, journal)
+    assessed[case.name] = facts
 
   try:
     progress = terminal.progress("predicting")
     broken = overlapped(processes.share(to_do), load, compute, finish, progress)
     failed += processes.all_errors(broken)
-    everyone, journals = processes.union(volumes), processes.gather(journal.path.name)
+    everyone, journals = processes.union(assessed), processes.gather(journal.path.name)
   except BaseException:  # Ctrl-C too: what is finished stays finished
     with contextlib.suppress(UserError):
       own_masks.write_record(output.folder, made_by)
@@ -139,8 +147,8 @@ def _protect_inputs(cases: Sequence[Case], output: Output) -> None:
       if other != case.name:
         raise UserError(
           f"{one_line(path.name)} would be written for {one_line(other)} and for "
-          f"{one_line(case.name)}, as a mask and as a probability map. Leave --probabilities out, "
-          "rename one of the scans, or predict them into different folders"
+          f"{one_line(case.name)}, as a mask and as a map. Leave --probabilities and --uncertainty "
+          "out, rename one of the scans, or predict them into different folders"
         )
 
 
@@ -175,7 +183,9 @@ def _essence(made_by: Mapping[str, Any]) -> tuple[Any, ...]:
   """What must agree; records of earlier versions have other names for the same settings."""
   try:
     digests = [student.get("sha256") for student in made_by.get("students", [])]
-    return digests, made_by.get("labels"), record.modernised(made_by["prediction"], "predict")
+    prediction = record.modernised(made_by["prediction"], "predict")
+    # Students that were made before there were temperatures have none.
+    return digests, made_by.get("labels"), {"calibrate": True} | prediction
   except (AttributeError, KeyError, TypeError):  # a predict.json of another program
     return ()
 
@@ -227,29 +237,40 @@ def _load(predictor: Predictor, case: Case, terminal: Terminal) -> tuple[Prepare
 def _write(
   name: str,
   prediction: Prediction,
+  classes: np.ndarray,
   inputs: dict[str, Any],
+  facts: dict[str, Any],
   output: Output,
   known: Known,
   journal: Journal,
-) -> list[str]:
-  """Notes and writes a case; returns its regions' volumes in ml."""
+) -> None:
+  """Notes and writes a case; classes: of the mask."""
   reference = prediction.scan
-  predicted = prediction.classes()
-  data = {output.mask(name): labels.from_classes(predicted, output.convention)}
-  if output.probabilities:
-    data |= {output.map(name, region): x for region, x in prediction.regions().items()}
-  content = {path: nifti.encode_like(path.name, x, reference) for path, x in data.items()}
+  content = {
+    path: nifti.encode_like(path.name, x, reference)
+    for path, x in _maps(name, prediction, classes, output)
+  }
   affine = reference.header.get_best_affine().tolist()
   grid = {"shape": list(reference.file_shape), "affine": affine}
-  inputs = {modality: facts | grid for modality, facts in inputs.items()}
+  inputs = {modality: own | grid for modality, own in inputs.items()}
   # A kill at any point leaves no file, or one that the record knows by its bytes.
   for path in finished.leftovers(name, list(content), known):
     _remove(path)
-  journal.note(name, Entry(inputs, {path.name: finished.sha256(x) for path, x in content.items()}))
+  outputs = {path.name: finished.sha256(x) for path, x in content.items()}
+  journal.note(name, Entry(inputs, outputs, facts))
   for path, x in content.items():
     write_bytes(path, x)
-  ml = np.prod(reference.voxel_mm) / 1000
-  return [f"{region_mask(predicted, r).sum() * ml:.1f}" for r in labels.REGIONS]
+
+
+def _maps(
+  name: str, prediction: Prediction, classes: np.ndarray, output: Output
+) -> Iterator[tuple[Path, np.ndarray]]:
+  """The files of a case with what is in them, (D, H, W) each; one is in memory at a time."""
+  yield output.mask(name), labels.from_classes(classes, output.convention)
+  for region in labels.REGIONS if output.probabilities else ():
+    yield output.map(name, region), prediction.whole(prediction.region(region))
+  for what, x in prediction.uncertainty() if output.uncertainty else ():
+    yield output.map(name, what), x
 
 
 def _remove(path: Path) -> None:
@@ -260,11 +281,14 @@ def _remove(path: Path) -> None:
 
 
 def _tell(
-  terminal: Terminal, volumes: Mapping[str, list[str]], output: Output, minimum: MinimumSizes
+  terminal: Terminal,
+  assessed: Mapping[str, Mapping[str, Any]],
+  output: Output,
+  minimum: MinimumSizes,
 ) -> None:
-  rows = [[name, *values] for name, values in sorted(volumes.items())]
-  head = ["case", *(f"{region} ml" for region in labels.REGIONS)]
-  terminal.line(f"{table(head, rows)}\nwritten: {len(volumes)} masks in {output.folder}")
+  for line in lines(assessed):
+    terminal.line(line)
+  terminal.line(f"written: {len(assessed)} masks in {output.folder}")
   if minimum.component_mm3:
     terminal.line(f"components of less than {minimum.component_mm3:g} mm3 are left out")
   if minimum.et_mm3:

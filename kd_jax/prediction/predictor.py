@@ -4,14 +4,15 @@ Read, check, prepare, predict, bring back, postprocess: `Predictor` has a functi
 `predict_case` and `predict_cases` do them all.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -22,67 +23,20 @@ from kd_jax.data.cases import Case
 from kd_jax.data.preprocess import Image
 from kd_jax.data.walk import dead_link
 from kd_jax.prediction import sliding_window
-from kd_jax.prediction.postprocess import postprocess
+from kd_jax.prediction.calibration import NONE, joint
+from kd_jax.prediction.prediction import Prediction, Prepared
+from kd_jax.prediction.quality import joint_volumes
 from kd_jax.prediction.student import Student
+from kd_jax.prediction.uncertainty import UNCERTAINTY, Opinions, gather
 from kd_jax.runtime import compiler_options as xla
 from kd_jax.runtime import cuda
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError
 from kd_jax.runtime.memory import free_memory
 from kd_jax.settings import schema
-from kd_jax.settings.inference import BY_VALIDATION, InferenceSettings, MinimumSizes
+from kd_jax.settings.inference import BY_VALIDATION, InferenceSettings
 from kd_jax.settings.training import CompilerOptions
-from kd_jax.tasks.labels import CLASSES, REGIONS
 
 Warn = Callable[[str], None]
-
-
-class Prepared(NamedTuple):
-  """A case as the network reads it.
-
-  Attributes:
-    images: (M, *grid.shape).
-    grid: where that lies in the scan.
-    reference: the scan, of the first modality.
-  """
-
-  images: np.ndarray
-  grid: grids.Grid
-  reference: Image
-
-
-class Prediction(NamedTuple):
-  """What the students say of a case.
-
-  Attributes:
-    probabilities: (K, *grid.shape), of the classes.
-    prepared: what they read.
-    minimum_sizes: for postprocessing.
-  """
-
-  probabilities: np.ndarray
-  prepared: Prepared
-  minimum_sizes: MinimumSizes
-
-  @property
-  def scan(self) -> nifti.Volume:
-    """The scan in its file's form; for cases that were read from files."""
-    scan = self.prepared.reference
-    assert isinstance(scan, nifti.Volume), "this case was not read from a file"
-    return scan
-
-  def classes(self) -> np.ndarray:
-    """(D, H, W) uint8 classes in the scan's space, postprocessed."""
-    grid = self.prepared.grid
-    box = grids.from_grid(self.probabilities, grid.cropped)  # outside it, all is background
-    classes = np.zeros(grid.native_shape, np.uint8)
-    classes[grid.box] = np.argmax(box, axis=0)
-    return postprocess(classes, self.minimum_sizes, self.prepared.reference.voxel_mm)
-
-  def regions(self) -> dict[str, np.ndarray]:
-    """Region -> (D, H, W) float32 probability in the scan's space, not postprocessed."""
-    outside = [1.0] + [0.0] * (len(CLASSES) - 1)
-    native = grids.from_grid(self.probabilities, self.prepared.grid, outside)  # (K, D, H, W)
-    return {region: native[list(classes)].sum(axis=0) for region, classes in REGIONS.items()}
 
 
 class Predictor:
@@ -90,6 +44,8 @@ class Predictor:
 
   Attributes:
     students, preparation, modalities, settings: theirs.
+    calibration: of their mean probabilities, as far as it is known.
+    volumes: of their training cases, as far as they are known.
     compiler_options: of their programs.
     notes: what is to be said of the machine before they predict.
   """
@@ -111,6 +67,8 @@ class Predictor:
     self.preparation = students[0].preparation
     self.modalities = students[0].architecture.modalities
     self.settings = _settings(students, overrides)
+    self.volumes = joint_volumes([student.volumes for student in students])
+    self.calibration = joint(s.calibration for s in students) if self.settings.calibrate else NONE
     networks = [student.architecture for student in students]
     frameworks = [own.framework() for own in networks]
     dtype = frameworks[0].dtype.name  # of all of them
@@ -129,6 +87,11 @@ class Predictor:
       (framework.network, jax.device_put(student.params))
       for framework, student in zip(frameworks, students, strict=True)
     ]
+
+  @property
+  def uncertainty_maps(self) -> tuple[str, ...]:
+    """The names of the maps that Prediction.uncertainty gives."""
+    return UNCERTAINTY if self.settings.mirror or len(self.students) > 1 else UNCERTAINTY[:1]
 
   def load(self, case: Case, warn: Warn) -> Prepared:
     """Reads a case's files, checks that students can be right about them, and prepares them.
@@ -162,16 +125,38 @@ class Predictor:
     arrays, grid = preprocess.to_arrays(own, p.grid, p.normalise, p.spacing)
     return Prepared(arrays, grid, own[self.modalities[0]])
 
-  def predict(self, prepared: Prepared) -> Prediction:
-    """What the students say of a case. UserError if the device has not enough memory."""
-    return Prediction(self.probabilities(prepared), prepared, self.settings.minimum_sizes)
+  def predict(self, prepared: Prepared, *, opinions: bool = False) -> Prediction:
+    """What the students say of a case. UserError if the device has not enough memory.
+
+    Args:
+      opinions: keep what each network and mirror image says, too.
+    """
+    kept = None
+    if opinions:
+      mean, kept = self.opinions(prepared)
+    else:
+      mean = self.probabilities(prepared)
+    return Prediction(mean, prepared, self.settings.minimum_sizes, self.calibration, kept)
 
   def probabilities(self, prepared: Prepared) -> np.ndarray:
     """(K, *grid.shape), the students' mean. UserError if the device has not enough memory."""
+    with self._enough_memory(prepared):
+      return sliding_window.predict(*self._arguments(prepared))
+
+  def opinions(self, prepared: Prepared) -> tuple[np.ndarray, Opinions]:
+    """As `probabilities` (up to rounding), and what each network and mirror image says."""
+    with self._enough_memory(prepared):
+      return gather(sliding_window.opinions(*self._arguments(prepared)))
+
+  def _arguments(self, prepared: Prepared) -> tuple:
+    """Of both functions of sliding_window."""
+    images, options = prepared.images, self.compiler_options
+    return self._members, images, self._shapes, self.settings, options
+
+  @contextlib.contextmanager
+  def _enough_memory(self, prepared: Prepared) -> Iterator[None]:
     try:
-      return sliding_window.predict(
-        self._members, prepared.images, self._shapes, self.settings, self.compiler_options
-      )
+      yield
     except jax.errors.JaxRuntimeError as e:
       if "RESOURCE_EXHAUSTED" not in str(e) and "Out of memory" not in str(e):
         raise

@@ -15,7 +15,8 @@ from kd_jax.data import nifti
 from kd_jax.data.cases import Case, loose_case
 from kd_jax.data.plain_images import from_arrays
 from kd_jax.data.scans import find_scans
-from kd_jax.prediction.predictor import Prediction, Predictor, Prepared
+from kd_jax.prediction.prediction import Prediction, Prepared
+from kd_jax.prediction.predictor import Predictor
 from kd_jax.prediction.student import parameter_count
 from kd_jax.runtime import commands
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, some
@@ -34,7 +35,8 @@ class Segmentation(NamedTuple):
 
   Attributes:
     classes: (D, H, W) uint8, postprocessed: 0 background, 1 NCR, 2 ED, 3 ET.
-    regions: "WT", "TC" and "ET" -> (D, H, W) float32 probability, not postprocessed.
+    regions: "WT", "TC" and "ET" -> (D, H, W) float32 probability, calibrated where the student
+      has a calibration, not postprocessed.
   """
 
   classes: np.ndarray

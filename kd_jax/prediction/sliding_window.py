@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -125,6 +125,49 @@ def predict(
   Returns:
     (K, D, H, W) float32.
   """
+  placed = _place(volume, shapes, settings)
+  program, total = compiled_with(options), 0.0
+  for network, params in members:
+    total += program(params, *placed.arrays, network, placed.plan, settings.mirror)
+  return np.asarray(total)[(slice(None), *placed.box)] / len(members)
+
+
+def opinions(
+  members: Sequence[Member],
+  volume: np.ndarray,
+  shapes: Shapes,
+  settings: InferenceSettings,
+  options: Options = (),
+) -> Iterator[np.ndarray]:
+  """What `predict` is the mean of: each member's probabilities of each mirror image, turned back.
+
+  Yields:
+    (K, D, H, W) float32, one after the other; of the volume as it is alone if nothing is mirrored.
+  """
+  placed = _place(volume, shapes, settings)
+  program = compiled_with(options)
+  images = [np.int32(i) for i in range(_FLIPS)] if settings.mirror else [None]
+  for network, params in members:
+    for image in images:
+      p = program(params, *placed.arrays, network, placed.plan, False, image)
+      yield np.asarray(p)[(slice(None), *placed.box)]
+
+
+class _Placed(NamedTuple):
+  """A volume as the program takes it.
+
+  Attributes:
+    plan: its shapes.
+    arrays: padded (D, H, W, M) on the device, starts (N, 3), how many of the starts are in use.
+    box: where the volume lies in padded.
+  """
+
+  plan: Plan
+  arrays: tuple[jax.Array, np.ndarray, np.int32]
+  box: tuple[slice, ...]
+
+
+def _place(volume: np.ndarray, shapes: Shapes, settings: InferenceSettings) -> _Placed:
   shape = volume.shape[1:]
   chosen = plan(shape, shapes, settings)
   starts = window_starts(shape, chosen.window, chosen.overlap)
@@ -137,13 +180,7 @@ def predict(
   box = tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
   padded = np.zeros((*chosen.padded, len(volume)), np.float32)
   padded[box] = np.moveaxis(volume, 0, -1)
-  on_device = jnp.asarray(padded)
-  total = 0.0
-  for network, params in members:
-    count = np.int32(len(starts))
-    program = compiled_with(options)
-    total += program(params, on_device, all_starts, count, network, chosen, settings.mirror)
-  return np.asarray(total)[(slice(None), *box)] / len(members)
+  return _Placed(chosen, (jnp.asarray(padded), all_starts, np.int32(len(starts))), box)
 
 
 @functools.cache
@@ -162,17 +199,24 @@ def _predict(
   network: Network,
   plan: Plan,
   mirror: bool,
+  image: jax.Array | None = None,
 ) -> jax.Array:
-  """padded (*plan.padded, M), the first count of starts (N, 3) -> (K, *plan.padded) float32."""
+  """padded (*plan.padded, M), the first count of starts (N, 3) -> (K, *plan.padded) float32.
+
+  image: the mirror image whose probabilities are asked for, instead of the mean over all.
+  """
   weight = _gaussian(plan.window)[..., None]
 
   def probabilities(x: jax.Array) -> jax.Array:  # (d, h, w, M) -> (d, h, w, K)
     return jax.nn.softmax(network(params, x[None])[0].astype(jnp.float32))
 
+  def of_image(x: jax.Array) -> jax.Array:
+    return probabilities(x) if image is None else _flip(probabilities(_flip(x, image)), image)
+
   def one_window(i, total):
     origin = starts[i]
     x = lax.dynamic_slice(padded, (*origin, 0), (*plan.window, padded.shape[-1]))
-    part = weight * (_mirrored(probabilities, x) if mirror else probabilities(x))
+    part = weight * (_mirrored(probabilities, x) if mirror else of_image(x))
     old = lax.dynamic_slice(total, (*origin, 0), part.shape)
     return lax.dynamic_update_slice(total, old + part, (*origin, 0))
 
@@ -185,16 +229,18 @@ def _predict(
 def _mirrored(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
   """The mean of f over all mirror images of (d, h, w, M), each turned back; f is compiled once."""
 
-  def flip(x: jax.Array, i: jax.Array) -> jax.Array:
-    for axis in range(3):
-      x = jnp.where((i >> axis) & 1, jnp.flip(x, axis), x)
-    return x
-
   def add(i: jax.Array, total: jax.Array) -> jax.Array:
-    return total + flip(f(flip(x, i)), i)
+    return total + _flip(f(_flip(x, i)), i)
 
   zeros = jnp.zeros(jax.eval_shape(f, x).shape, jnp.float32)
   return lax.fori_loop(0, _FLIPS, add, zeros) / _FLIPS
+
+
+def _flip(x: jax.Array, image: jax.Array) -> jax.Array:
+  """(d, h, w, C) to a mirror image, and back: each bit of image (0 to 7) is an axis."""
+  for axis in range(3):
+    x = jnp.where((image >> axis) & 1, jnp.flip(x, axis), x)
+  return x
 
 
 def _triple(sides: Iterable[int]) -> Triple:

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import flax
@@ -15,6 +15,8 @@ from kd_jax.data.subjects import Subject
 from kd_jax.models.framework import Framework
 from kd_jax.models.interface import NetworkKind
 from kd_jax.models.networks import NETWORKS
+from kd_jax.prediction.calibration import NONE, Calibration
+from kd_jax.prediction.quality import Volumes
 from kd_jax.runtime.errors import UserError
 from kd_jax.settings.data import GridKind, Normalisation, Patch, Spacing
 from kd_jax.settings.inference import InferenceSettings
@@ -74,6 +76,8 @@ class Student:
     scores: what an evaluation found, or None.
     train, val: the subjects it was trained on, and those its checkpoint was chosen by.
     settings: the run's settings as plain values; {} if they are not known.
+    calibration: of its probabilities, by validation.
+    volumes: the regions' volumes in its training cases; {} if they are not known.
   """
 
   name: str
@@ -87,6 +91,8 @@ class Student:
   train: list[Subject]
   val: list[Subject]
   settings: dict[str, Any]
+  calibration: Calibration = NONE
+  volumes: Volumes = field(default_factory=dict)
 
   def digest(self) -> str:
     """SHA-256 of all parameters: the same for a run and for what was exported from it."""

@@ -20,6 +20,8 @@ import safetensors.numpy
 
 from kd_jax.data.subjects import SUBJECTS_FILE, anonymous, read_subjects, write_subjects
 from kd_jax.models.framework import Framework
+from kd_jax.prediction.calibration import Calibration
+from kd_jax.prediction.quality import Volumes
 from kd_jax.prediction.student import (
   Architecture,
   Preparation,
@@ -34,7 +36,7 @@ from kd_jax.runtime.files import read_bytes, read_json, write_bytes, write_text
 from kd_jax.settings import record
 from kd_jax.settings.inference import InferenceSettings
 from kd_jax.settings.model import check_network, check_patch, multiple
-from kd_jax.settings.schema import build
+from kd_jax.settings.schema import build, plain
 from kd_jax.tasks.labels import CLASSES, canonical
 
 MODEL_FILE = "model.json"
@@ -59,6 +61,8 @@ def export(student: Student, output: Path) -> None:
     "classes": list(CLASSES),
     "preparation": dataclasses.asdict(student.preparation),
     "inference": dataclasses.asdict(student.inference),
+    "calibration": plain(student.calibration),
+    "volumes": plain(student.volumes),
     "training": student.training,
     "scores": student.scores,
     "parameters": sum(x.size for x in arrays.values()),
@@ -95,6 +99,8 @@ def read(folder: Path) -> Student:
     inference: InferenceSettings = build(
       InferenceSettings, _inference(model), "inference", recorded=True
     )
+    calibration: Calibration = build(Calibration, model.get("calibration", {}), "calibration")
+    volumes: Volumes = build(Volumes, model.get("volumes", {}), "volumes")
     framework = architecture.framework()
     name, digest = str(model["name"]), str(model["weights"]["sha256"])
     training, scores = dict(model["training"]), model["scores"]
@@ -116,6 +122,8 @@ def read(folder: Path) -> Student:
     train=train,
     val=val,
     settings={},
+    calibration=calibration,
+    volumes=volumes,
   )
 
 

@@ -1,19 +1,21 @@
 """Where --checkpoint leads: to a run's best student, to an exported one, to several of them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kd_jax.data.subjects import read_subjects
 from kd_jax.prediction import student_directory
+from kd_jax.prediction.calibration import Calibration
+from kd_jax.prediction.quality import Volumes
 from kd_jax.prediction.student import Architecture, Preparation, Student
 from kd_jax.prediction.student_directory import MODEL_FILE, WEIGHTS_FILE
 from kd_jax.runs.layout import CHECKPOINTS, CONFIG_FILE, SUBJECTS_FILE, is_run, validation_summary
 from kd_jax.runtime.errors import ConfigError, UserError
 from kd_jax.runtime.files import at_home, read_json
-from kd_jax.settings import record
+from kd_jax.settings import record, schema
 from kd_jax.settings.inference import BY_VALIDATION
 from kd_jax.settings.run import to_dict
 
@@ -127,7 +129,17 @@ def _open_run(workdir: Path) -> Student:
     train=train,
     val=val,
     settings=to_dict(settings),
+    calibration=_noted(Calibration, best.notes, "calibration", workdir),
+    volumes=_noted(Volumes, best.notes, "volumes", workdir),
   )
+
+
+def _noted(kind: Any, notes: Mapping[str, Any], name: str, workdir: Path) -> Any:
+  """Of a checkpoint's notes; what earlier versions did not note is empty."""
+  try:
+    return schema.build(kind, notes.get(name) or {}, name)
+  except ConfigError as e:
+    raise UserError(f"the notes of the best checkpoint in {workdir} are damaged: {e}") from e
 
 
 def _scores(workdir: Path, step: int) -> dict[str, Any] | None:

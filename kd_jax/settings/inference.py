@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
-from kd_jax.settings.constraints import OrUnset, Range
+from kd_jax.settings.constraints import OrUnset, Pattern, Range
 from kd_jax.settings.schema import FREE, Before
+from kd_jax.tasks.labels import REGIONS
 
 BY_VALIDATION = -1.0  # in a run's settings: the threshold that is best on its validation cases
+RegionName = Annotated[str, Pattern("|".join(REGIONS), f"known are {', '.join(REGIONS)}")]
 _MM3 = OrUnset(BY_VALIDATION, Range(0, 1e6))
 
 
@@ -45,6 +47,12 @@ class InferenceSettings:
     "mm3: less ET than that in a case becomes core; 0 keeps all, -1 takes what is best on "
     "validation",
   ] = BY_VALIDATION
+  calibrate: Annotated[
+    bool,
+    FREE,
+    "fit one temperature a region (WT, TC, ET) on validation, and give probabilities with it; "
+    "masks stay as they are",
+  ] = True
 
   @property
   def minimum_sizes(self) -> MinimumSizes:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from kd_jax import __version__
 from kd_jax.data.dataset import Dataset
+from kd_jax.prediction import calibration
 from kd_jax.runs.layout import CHECKPOINTS, CONFIG_FILE, TENSORBOARD
 from kd_jax.runs.log import Log
 from kd_jax.runtime import commands, compiler_options, cuda
@@ -88,6 +89,7 @@ def validated(
     f"val/dice_postprocessed/{region}": value for region, value in result.postprocessed.items()
   }
   scalars |= {"val/score": result.score}
+  scalars |= {f"val/temperature/{r}": t for r, t in result.calibration.temperatures.items()}
   log.scalars(step, scalars | {"val/seconds": seconds})
   for name, pixels in result.pictures.items():
     log.picture(step, f"val/{name}", pixels)
@@ -100,7 +102,20 @@ def validated(
     log.line(f"postprocessed: components of less than {minimum.component_mm3:g} mm3 are left out")
   if minimum.et_mm3:
     log.line(f"postprocessed: ET of less than {minimum.et_mm3:g} mm3 in a case becomes core")
+  if result.calibration.known:
+    log.line(f"calibration: {_calibration(result)}")
   log.line(f"best so far: {best['score']:.4f} at step {best['step']}")
+
+
+def _calibration(result: Validation) -> str:
+  """ "WT: temperature 1.31, ECE 0.0104 -> 0.0062; ..."."""
+  parts = []
+  for region, temperature in result.calibration.temperatures.items():
+    before, after = (calibration.errors(result.evidence[region], t) for t in (1.0, temperature))
+    parts.append(
+      f"{region}: temperature {temperature:.2f}, ECE {before.ece:.4f} -> {after.ece:.4f}"
+    )
+  return "; ".join(parts)
 
 
 def conclude(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -13,14 +14,16 @@ from jax.sharding import Mesh
 
 from kd_jax.data import pipeline
 from kd_jax.data.dataset import spread
+from kd_jax.data.entry import open_entry
 from kd_jax.models.framework import Params
-from kd_jax.prediction import sliding_window
+from kd_jax.prediction import quality, sliding_window
 from kd_jax.runs import provenance
 from kd_jax.runtime import child_processes, commands, lock, processes
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.interrupts import Interrupts
 from kd_jax.runtime.memory import memory
 from kd_jax.runtime.terminal import Terminal, duration
+from kd_jax.settings import schema
 from kd_jax.settings.run import Settings
 from kd_jax.training import messages, optimisers, program
 from kd_jax.training import step as step_lib
@@ -135,6 +138,9 @@ class _Run:
       data.patch, data.spacing, data.grid, multiple=settings.model.multiple
     )
     watched = spread(setup.dataset.val, settings.train.validate_cases)
+    training = [open_entry(setup.dataset.entries[name]).meta for name in setup.dataset.train]
+    voxels = [(meta["class_voxels"], math.prod(meta["spacing_mm"])) for meta in training]
+    self._volumes = schema.plain(quality.usual_volumes(voxels))
     self._watched = {name: setup.dataset.entries[name] for name in watched}
 
   def take_step(self, step: int, batch: step_lib.Batch) -> None:
@@ -179,6 +185,7 @@ class _Run:
       self._watched,
       self.settings.inference.minimum_sizes,
       self.settings.train.preview_cases,
+      self.settings.inference.calibrate,
       self.terminal.progress("validating"),
     )
     if not self.best or result.score > self.best["score"]:
@@ -194,6 +201,7 @@ class _Run:
     notes = {"plateau": standing, "best": self.best, "next_batch": step, "skipped": self.skipped}
     if result:
       notes |= {f"min_{name}": mm3 for name, mm3 in result.minimum_sizes._asdict().items()}
+      notes |= {"calibration": schema.plain(result.calibration), "volumes": self._volumes}
     score = result.score if result else None
     self.setup.checkpoints.save(step, to_items(self.state), notes, score)
 

@@ -11,11 +11,13 @@ from kd_jax.settings.inference import InferenceSettings
 
 
 @functools.cache
-def make_student(seed: int = 0, modalities: tuple[str, ...] = ("t1ce",), spacing=1.0) -> Student:
+def make_student(
+  seed: int = 0, modalities: tuple[str, ...] = ("t1ce",), spacing=1.0, network="resunet"
+) -> Student:
   """A T1ce student of the smallest network, trained (so it says) on one subject of a clinic."""
-  architecture = Architecture(modalities, (4, 4, 8, 8), "channel")
+  architecture = Architecture(modalities, (4, 4, 8, 8), "channel", network)
   params = architecture.framework().init(jax.random.key(seed))["student"]
-  del params["side_heads"]
+  params.pop("side_heads", None)
   return Student(
     name="small",
     source="nowhere",

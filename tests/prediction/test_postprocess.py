@@ -1,5 +1,6 @@
 """Postprocessing: the rules, the choice of minimum sizes, and their way from run to mask."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -39,6 +40,10 @@ from kd_jax.settings.inference import BY_VALIDATION
 from kd_jax.tasks.labels import REGIONS
 from kd_jax.training.validation import validate
 
+CALIBRATED = {
+  "calibration": {"temperatures": {"WT": 1.5, "TC": 2.0, "ET": 1.0}, "cases": 4},
+  "volumes": {"WT": {"low_ml": 1.0, "high_ml": 9.0, "cases": 5, "without": 0}},
+}
 BLOCK = 6 * 6 * 6  # voxels of ET that Block finds, of 27 mm3 each
 
 
@@ -335,9 +340,18 @@ def found_labels(path: Path) -> dict[int, int]:
 def run(tmp_path_factory) -> Path:
   place = tmp_path_factory.mktemp("run")
   data = make_data(place / "data")
-  return make_run(
-    place / "run", data, notes={"min_component_mm3": 28.0, "min_et_mm3": BLOCK * 27.0 + 1}
-  )
+  notes = {"min_component_mm3": 28.0, "min_et_mm3": BLOCK * 27.0 + 1}
+  return make_run(place / "run", data, notes=notes | CALIBRATED)
+
+
+def test_what_validation_knows_of_probabilities_goes_from_the_run_to_the_student(tmp_path, run):
+  for path in (run, tmp_path / "shared"):
+    student = open_student(path)
+    assert student.calibration.temperatures == CALIBRATED["calibration"]["temperatures"]
+    assert student.calibration.cases == 4
+    assert dataclasses.asdict(student.volumes["WT"]) == CALIBRATED["volumes"]["WT"]
+    if path == run:
+      export(student, tmp_path / "shared")
 
 
 def test_the_thresholds_go_from_the_run_to_the_mask(tmp_path, terminal, run):
@@ -349,6 +363,7 @@ def test_the_thresholds_go_from_the_run_to_the_mask(tmp_path, terminal, run):
     "mirror": False,
     "min_component_mm3": 28.0,
     "min_et_mm3": BLOCK * 27.0 + 1,
+    "calibrate": True,
   }
   scan = make_case(tmp_path / "scan", affine=LARGE)
   given = [(None, None), (None, 0.0), (None, BLOCK * 27.0), (27.0, None), (0.0, 0.0)]
