@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from kd_jax.data import nifti
 from kd_jax.data.case_checks import check_labels
 from kd_jax.data.cases import Case
 from kd_jax.data.conventions import Reading
+from kd_jax.evaluation.certainty import Certainty
 from kd_jax.metrics.case import empty_hd95, score_case
 from kd_jax.runtime import processes
 from kd_jax.runtime.errors import CaseError, UserError
@@ -20,16 +21,21 @@ from kd_jax.tasks import labels
 
 @dataclass
 class CaseResults:
-  """What came of each case: scores and the mask (compressed), or why there are none."""
+  """What came of each case: scores and the mask (compressed), or why there are none.
+
+  certainty: of students; that of masks from elsewhere stays empty.
+  """
 
   scores: dict[str, dict[str, float]] = field(default_factory=dict)
   masks: dict[str, tuple[tuple[int, ...], bytes]] = field(default_factory=dict)
   failed: dict[str, str] = field(default_factory=dict)
+  certainty: Certainty = field(default_factory=Certainty)
 
   def together(self) -> "CaseResults":
     """With the scores and failures of all processes, by name; masks stay where they are."""
     scores, failed = processes.union(self.scores), processes.union(self.failed)
-    return CaseResults({name: scores[name] for name in sorted(scores)}, self.masks, failed)
+    scores = {name: scores[name] for name in sorted(scores)}
+    return CaseResults(scores, self.masks, failed, self.certainty.together())
 
   def mask(self, case: Case) -> np.ndarray:
     """(D, H, W) uint8 classes."""
@@ -40,13 +46,39 @@ class CaseResults:
 def score_against(
   case: Case, predicted: np.ndarray, scan: nifti.Volume, mask: Path | None = None
 ) -> dict[str, float]:
-  """Scores one case.
+  """Scores one case; see `truth_of` for what may be wrong, and for `scan` and `mask`.
+
+  Args:
+    predicted: (D, H, W) classes.
+  """
+  return truth_of(case, scan, mask).score(predicted)
+
+
+class Truth(NamedTuple):
+  """A case's label map.
+
+  Attributes:
+    classes: (D, H, W).
+    voxel_mm: the edges of its voxels.
+    convention: of the file.
+  """
+
+  classes: np.ndarray
+  voxel_mm: tuple[float, float, float]
+  convention: str
+
+  def score(self, predicted: np.ndarray) -> dict[str, float]:
+    """All scores of (D, H, W) classes."""
+    return score_case(predicted, self.classes, self.voxel_mm, empty_hd95(self.convention))
+
+
+def truth_of(case: Case, scan: nifti.Volume, mask: Path | None = None) -> Truth:
+  """The label map of a case.
 
   Args:
     case: with a label map.
-    predicted: (D, H, W) classes.
-    scan: what they belong to: the image, which is 0 where there is no brain and no tumour either;
-      or the mask itself.
+    scan: what the prediction belongs to: the image, which is 0 where there is no brain and no
+      tumour either; or the mask itself.
     mask: the file of the mask, which is then to blame where it lies in another space than the label
       map; None for a student's, where the label map is.
 
@@ -64,7 +96,7 @@ def score_against(
     raise CaseError(case.name, path, f"{difference} of the image", remedy)
   if not mask and (odd := check_labels(classes, [scan.data])) and odd.severity == "error":
     raise CaseError(case.name, path, odd.text, odd.remedy)
-  return score_case(predicted, classes, truth.voxel_mm, empty_hd95(convention))
+  return Truth(classes, truth.voxel_mm, convention)
 
 
 def read_classes(

@@ -18,6 +18,7 @@ from kd_jax.data.cases import Case
 from kd_jax.data.conventions import Reading
 from kd_jax.data.dataset import under_root
 from kd_jax.data.label_contents import existing_memory
+from kd_jax.evaluation import certainty
 from kd_jax.evaluation import summary as scores_lib
 from kd_jax.evaluation.choice import Choice
 from kd_jax.evaluation.compare import Scores, read_scores
@@ -158,6 +159,7 @@ def _gather(
       *reading.notes(scores),
     ],
     prediction=_prediction(summaries),
+    certainty=certainty.pool(summaries, scores),
   )
 
   @functools.cache

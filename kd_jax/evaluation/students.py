@@ -16,16 +16,18 @@ from kd_jax.data import nifti
 from kd_jax.data import subjects as subjects_lib
 from kd_jax.data.cases import Case
 from kd_jax.data.patients import read_name_mapping
+from kd_jax.evaluation import certainty
 from kd_jax.evaluation import summary as scores_lib
 from kd_jax.evaluation.case_results import (
   CaseResults,
   check_any,
   data_facts,
   packed,
-  score_against,
+  truth_of,
 )
 from kd_jax.evaluation.choice import Choice, choose_cases, default_output, where
-from kd_jax.prediction.predictor import Prediction, Predictor, predict_cases
+from kd_jax.prediction.prediction import Prediction
+from kd_jax.prediction.predictor import Predictor, predict_cases
 from kd_jax.prediction.student import Student
 from kd_jax.report.illustrate import illustrate
 from kd_jax.runs.log import read_numbers
@@ -93,6 +95,7 @@ def evaluate(
     excluded=found,
     notes=_notes(students, cases) + reading.notes(results.scores),
     prediction=predictor.describe(),
+    certainty=certainty.summarise(results.certainty, predictor.calibration, results.scores),
   )
   if processes.first():
 
@@ -113,8 +116,9 @@ def score_students(predictor: Predictor, cases: Sequence[Case], terminal: Termin
 
   def finish(case: Case, prediction: Prediction) -> None:
     predicted = prediction.classes()
-    scan = prediction.scan
-    results.scores[case.name] = score_against(case, predicted, scan)
+    truth = truth_of(case, prediction.scan)
+    results.scores[case.name] = truth.score(predicted)
+    results.certainty.add(case.name, prediction, predicted, truth.classes)
     results.masks[case.name] = packed(predicted)
 
   own = processes.share(cases)

@@ -12,6 +12,7 @@ the means, all that a reader needs to judge them:
   rules                 definitions of the scores
   regions               WT, TC, ET -> metric -> n, mean, sd, median, low and high (95% bootstrap
                         interval of the mean)
+  certainty             how sure the students are, and how right: see certainty.py
   software, hardware    versions, device
   settings              the run's settings, where there is a run
 """
@@ -28,6 +29,7 @@ from typing import Any
 
 from kd_jax import __version__
 from kd_jax.evaluation import intervals as statistics
+from kd_jax.evaluation.certainty import lines as certainty_lines
 from kd_jax.metrics.case import HD95_RULE, LESIONWISE_RULE, METRICS, columns, empty_hd95
 from kd_jax.metrics.volumetric import EMPTY_MASK_RULE, SLICE_DICE_NOTE
 from kd_jax.prediction.student import Student
@@ -57,6 +59,7 @@ def summarise(
   excluded: Mapping[str, str] = {},
   notes: Sequence[str] = (),
   prediction: Mapping[str, Any] | None = None,
+  certainty: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """The content of summary.json; see the module."""
   summary = {
@@ -81,6 +84,8 @@ def summarise(
   }
   if prediction:
     summary["prediction"] = dict(prediction)
+  if certainty:
+    summary["certainty"] = dict(certainty)
   if settings := [student.settings for student in students if student.settings]:
     summary["settings"] = settings[0]
   return summary
@@ -144,6 +149,8 @@ def _tell(terminal: Terminal, scores: Scores, summary: Mapping[str, Any], folder
   terminal.line(f"{summary['title']}\n{table(head, rows)}")
   rules = summary["rules"]
   terminal.line(f"{rules['empty_masks']}\nslice ref.: {SLICE_DICE_NOTE}")
+  for line in certainty_lines(summary.get("certainty") or {}):
+    terminal.line(line)
   for note in summary["notes"]:
     terminal.line(f"note: {note}")
   for name, reason in summary["excluded"].items():

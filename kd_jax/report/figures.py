@@ -49,8 +49,8 @@ def boxes(values: Mapping[str, Sequence[float]], label: str, distance: bool = Fa
     label: of the axis.
     distance: of a distance in mm, with a logarithmic axis above 1; else of a share, 0..1.
   """
-  with _style():
-    fig, ax = _figure(4.1, 3.1)
+  with style():
+    fig, ax = new_figure(4.1, 3.1)
     finite = {region: _finite(x) for region, x in values.items()}
     cases = max(map(len, finite.values()), default=0)
     size = 4 if cases > _RASTER_FROM else 6 if cases > 60 else 8
@@ -79,7 +79,7 @@ def boxes(values: Mapping[str, Sequence[float]], label: str, distance: bool = Fa
       _distance_axis(ax)
     else:
       ax.set_ylim(-0.03, 1.03)
-    return _svg(fig)
+    return to_svg(fig)
 
 
 def against_volume(volume_ml: Sequence[float], score: Sequence[float], region: str) -> str:
@@ -87,8 +87,8 @@ def against_volume(volume_ml: Sequence[float], score: Sequence[float], region: s
 
   Cases without the region in the truth stand at the left edge, as hollow triangles.
   """
-  with _style():
-    fig, ax = _figure(3.4, 3.0)
+  with style():
+    fig, ax = new_figure(3.4, 3.0)
     x, y = np.asarray(volume_ml, float), np.asarray(score, float)
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
@@ -121,7 +121,7 @@ def against_volume(volume_ml: Sequence[float], score: Sequence[float], region: s
     ax.set_ylim(-0.03, 1.03)
     ax.set_xlabel(f"true volume of {region} / ml")
     ax.set_ylabel(f"Dice of {region}")
-    return _svg(fig)
+    return to_svg(fig)
 
 
 def curves(lines: Mapping[str, Curve], label: str, share: bool = False) -> str:
@@ -132,8 +132,8 @@ def curves(lines: Mapping[str, Curve], label: str, share: bool = False) -> str:
     label: of the vertical axis.
     share: the axis is 0..1.
   """
-  with _style():
-    fig, ax = _figure(3.6, 3.2)
+  with style():
+    fig, ax = new_figure(3.6, 3.2)
     styles = _line_styles(lines)
     for name, (steps, values) in lines.items():
       x, y = _thin(np.asarray(steps, float), np.asarray(values, float))
@@ -145,7 +145,7 @@ def curves(lines: Mapping[str, Curve], label: str, share: bool = False) -> str:
       ax.set_ylim(-0.03, 1.03)
     ax.locator_params(axis="x", nbins=5, integer=True)
     fig.legend(loc="outside lower center", ncols=min(len(lines), 4), fontsize=9, handlelength=2.6)
-    return _svg(fig)
+    return to_svg(fig)
 
 
 def training(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str, str]]:
@@ -239,17 +239,18 @@ def _finite(values: Sequence[float]) -> np.ndarray:
   return x[np.isfinite(x)]
 
 
-def _style():
+def style():
+  """The look of all figures, as a context."""
   return mpl.rc_context(_STYLE)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
   """Without pyplot: no global state, no window system."""
   fig = Figure(figsize=(width, height), layout="constrained")
   return fig, fig.add_subplot()
 
 
-def _svg(fig: Figure) -> str:
+def to_svg(fig: Figure) -> str:
   """The <svg> element alone, without what the page says itself: its size, fonts, line ends."""
   file = io.BytesIO()
   with mpl.rc_context({"svg.hashsalt": "kd_jax"}):  # else ids are drawn at random

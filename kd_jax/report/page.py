@@ -17,6 +17,7 @@ from markupsafe import Markup
 from kd_jax.metrics.case import METRICS
 from kd_jax.report import figures
 from kd_jax.report.cases import Scores, case_table, shown_cases
+from kd_jax.report.certainty import certainty_of
 from kd_jax.report.parts import NOTHING, Metric, as_float, count, facts, metric, number, statement
 from kd_jax.report.slices import COLOURS, ERRORS
 from kd_jax.report.templating import asset, fill
@@ -88,6 +89,7 @@ def render(report: Report) -> str:
     distribution=_distribution(scores),
     min_box=figures.MIN_BOX,
     volume=_volume(scores),
+    certainty=certainty_of(summary.get("certainty") or {}, scores),
     showcase=shown_cases(scores, report.pictures),
     class_colours=dict(zip(CLASSES, COLOURS.astype(int).tolist(), strict=True)),
     error_colours=ERRORS,
