@@ -20,6 +20,7 @@ ERRORS = {
   "brier": ("Brier", "mean squared difference of probability and truth"),
 }
 _RASTER_FROM = 500  # cases
+_POWERS = {1: "1", 1e3: "10³", 1e6: "10⁶", 1e9: "10⁹"}  # the figures' texts know no formulas
 _BEFORE = "#777777"
 
 Chart = tuple[str, str, Markup]  # title, description, SVG
@@ -133,7 +134,10 @@ def reliability(curves: Mapping[str, Curve], region: str) -> str:
     upper.set_ylabel(f"share that is {region}")
     upper.legend(loc="upper left", fontsize=9)
     lower.set_yscale("log")
-    lower.set_ylim(bottom=0.8)
+    lower.set_yticks(list(_POWERS), _POWERS.values())
+    lower.set_yticks([], minor=True)
+    most = max((voxels for curve in curves.values() for _, _, voxels in curve), default=1)
+    lower.set_ylim(0.8, 2 * most)
     lower.set_ylabel("voxels")
     lower.set_xlim(-0.04, 1.04)
     lower.set_xlabel(f"probability of {region}")

@@ -78,3 +78,4 @@ def test_figures_of_any_number_of_cases(cases):
 def test_a_curve_of_one_bin():
   svg = reliability({"before": [(0.01, 0.0, 5)]}, "ET")
   assert "share that is ET" in svg and "after" not in svg
+  assert "10³" in reliability({"before": [(0.01, 0.0, 10**6)]}, "ET") and "mathdefault" not in svg
