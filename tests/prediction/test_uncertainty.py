@@ -211,6 +211,19 @@ def test_one_network_alone_has_entropy_and_no_interval(tmp_path, terminal, tiny)
   assert plain.mask("scan").read_bytes() == output.mask("scan").read_bytes()
 
 
+def test_masks_from_before_there_were_temperatures_are_finished(tmp_path, terminal):
+  scan, output = save(tmp_path / "scan.nii.gz", head()), Output(tmp_path / "out", "brats2018")
+  predict(bright(), scan, output, terminal)
+  path = output.folder / "predict.json"
+  record = json.loads(path.read_text())
+  del record["prediction"]["calibrate"], record["cases"]["scan"]["facts"]
+  path.write_text(json.dumps(record))
+  predict(bright(), scan, output, terminal)
+  assert "1 of 1 cases are finished already" in said(terminal)
+  with pytest.raises(UserError, match="another student, label convention or inference settings"):
+    predict(Bright([make_student()], calibrate=False), scan, output, terminal)
+
+
 def test_maps_and_a_scan_of_such_a_name_are_told_apart(tmp_path, terminal):
   for name in ("P", "P_entropy"):
     save(tmp_path / "scans" / f"{name}.nii.gz", head())
