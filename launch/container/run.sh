@@ -26,12 +26,12 @@ fi
 export XDG_CACHE_HOME="${XDG_CACHE_HOME:-$work/cache}" MPLCONFIGDIR="${MPLCONFIGDIR:-$work/matplotlib}"
 
 case "${1:-}" in
-  '' | -*) ;;
-  *)
+  --help | --version | [!-]*)
     status=0
     kd-jax "$@" || status=$?
     exit $status
     ;;
+  *) ;; # nothing, or flags of the prediction
 esac
 
 [ -d "$input" ] || fail "there is no $input; mount the scans there: -v SCANS:$input:ro"
@@ -52,5 +52,6 @@ for mask in "$work"/masks/*.nii.gz; do
   name=${mask##*/}
   cp "$mask" "$output/.$name.part" # not there by halves
   mv -f "$output/.$name.part" "$output/$name"
+  echo "mask: $output/$name"
 done
 exit $status
