@@ -233,7 +233,7 @@ MISUSES = [
   (["--mode=predict", "--config=configs/brats21.py"], "needs --checkpoint"),
   (["--mode=compare", "a"], "takes two evaluations"),
   (["--mode=compare", "/nowhere", "/nowhere"], "/nowhere"),
-  (["--mode=dance", "--config=configs/brats21.py"], "train|prepare|evaluate"),
+  (["--mode=dance", "--config=configs/brats21.py"], "known: train, prepare, evaluate"),
   (["--config=configs/brats21.py", "--labels=brats2021"], "--labels has no meaning"),
   (["--config=configs/brats21.py", "--min_et_mm3=9"], "--min_et_mm3 has no meaning"),
   (["--config=configs/brats21.py", "--config.inference.min_et_mm3=-9"], "min_et_mm3 = -9.0 is not"),
