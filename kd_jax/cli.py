@@ -181,18 +181,15 @@ def visualize(call: Call) -> None:
   visualize(predictor, source, convention, output, call.terminal, patterns)
 
 
-def export_student(call: Call) -> None:
-  """A student as a directory that can be handed on."""
-  from kd_jax.prediction.student_directory import export
+def export(call: Call) -> None:
+  """Students as a directory that can be handed on, for kd_jax or for another runtime."""
+  from kd_jax.exports.export import export
   from kd_jax.runs.students import open_students
 
-  students = open_students(call.flags.checkpoint)
-  if len(students) > 1:
-    raise ConfigError(
-      f"{commands.named('export_student')} takes one run; predict averages several directories"
-    )
-  export(students[0], call.needed_path("output"))
-  call.terminal.line(f"written: {call.path('output')}, to hand on and for --checkpoint")
+  output, values = call.needed_path("output"), call.flags
+  students = open_students(values.checkpoint)
+  export(students, output, values.format, values.license, call.terminal.line)
+  call.terminal.line(f"written: {output}, to hand on")
 
 
 def import_torch(call: Call) -> None:
@@ -251,7 +248,8 @@ MODES = {
     shared=True,
   ),
   "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", "names", *INFERENCE)),
-  "export_student": Mode(export_student, ("checkpoint", "output")),
+  "export": Mode(export, ("checkpoint", "output"), ("format", "license")),
+  "export_student": Mode(export, ("checkpoint", "output"), ("license",)),  # its earlier name
   "import_torch": Mode(import_torch, ("input", "output"), ("modality",)),
   "doctor": Mode(doctor, (), ("workdir",), computes=False),
 }

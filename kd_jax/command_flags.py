@@ -11,7 +11,10 @@ from absl import flags
 from kd_jax import command_errors
 from kd_jax.runtime.errors import ConfigError, UserError, printable
 
-_CHECKPOINT = "A run, or an exported student; several, with commas or repeated, are averaged."
+_CHECKPOINT = (
+  "A run, an exported student or hf://OWNER/NAME@REVISION; several, with commas or repeated, are "
+  "averaged."
+)
 _LABELS = (
   "What the numbers in label maps mean: brats2018 ... brats2021, brats2023, brats2024, msd, "
   'brats-ped, a mapping such as \'{"NCR": 2, "ED": 1, "ET": 3}\', or auto.'
@@ -74,6 +77,16 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "auto",
     "What the numbers in the masks mean, as for --labels; auto: as said beside them or held by "
     "them, else as in the truths.",
+  ),
+  "format": (
+    flags.DEFINE_string,
+    "safetensors",
+    "Of an export: safetensors (for kd_jax), stablehlo or onnx (for other runtimes).",
+  ),
+  "license": (
+    flags.DEFINE_string,
+    None,
+    "Of the exported weights, such as cc-by-4.0; the model card states it.",
   ),
   "modality": (flags.DEFINE_string, "t1ce", "What an imported student reads."),
   "folds": (flags.DEFINE_list, [], "Folds to cross-validate here; default all."),

@@ -30,7 +30,8 @@ Member = tuple[Network, dict]
 # Boxes for skull-stripped adult brains: one that holds most (all seven of BraTS 2018 to 2023 that
 # it was settled by, 122-142 x 154-171 x 128-146 voxels), and one that holds nearly every other.
 BRAIN_BOXES_MM = ((144.0, 176.0, 152.0), (160.0, 192.0, 160.0))
-_SIGMA = 1 / 8  # of the window's side, as in nnU-Net
+SIGMA = 1 / 8  # of the weight, in the window's sides, as in nnU-Net
+LEAST_WEIGHT = 1e-3
 _FLIPS = 8  # mirror images, of three axes
 _COARSE = 32  # voxels: sides beyond the boxes are multiples of this, so that they are few
 
@@ -257,6 +258,6 @@ def _gaussian(window: Triple) -> np.ndarray:
   weight = np.ones((1, 1, 1))
   for axis, n in enumerate(window):
     offset = np.arange(n) - (n - 1) / 2
-    line = np.exp(-0.5 * (offset / (n * _SIGMA)) ** 2)
+    line = np.exp(-0.5 * (offset / (n * SIGMA)) ** 2)
     weight = weight * np.expand_dims(line, tuple(a for a in range(3) if a != axis))
-  return np.maximum(weight, 1e-3).astype(np.float32)
+  return np.maximum(weight, LEAST_WEIGHT).astype(np.float32)

@@ -40,7 +40,11 @@ class Architecture:
   @functools.cache  # noqa: B019 - equal architectures share one object, and with it their programs
   def framework(self) -> Framework:
     """The network's structure; computes in bfloat16 on GPU and TPU, in float32 on CPU."""
-    spec = ModelSettings(
+    return Framework(self.settings())
+
+  def settings(self) -> ModelSettings:
+    """Those of a model that has this student alone."""
+    return ModelSettings(
       student=self.modalities,
       teachers={},
       filters=self.filters,
@@ -49,7 +53,6 @@ class Architecture:
       dtype="auto",
       network=self.network,
     )
-    return Framework(spec)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ It holds no code, nothing in it is unpickled, and no path in it is followed:
   model.json           what it reads, how its input is prepared, what it was trained on, scores
   weights.safetensors  the parameters by name, float32
   subjects.json        digests of the training subjects, so that no evaluation scores them unawares
+  README.md            the model card, for people; never read
 """
 
 import dataclasses
@@ -41,18 +42,28 @@ from kd_jax.tasks.labels import CLASSES, canonical
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+CARD_FILE = "README.md"
+PROGRAM = "kd_jax program"  # the "kind" of an export that is no student, see exports/
 FORMAT = 2
 READABLE = (1, 2)  # 1 has "predict" in place of "inference"
 _EARLIER_NAMES = {"ResUNet": "resunet"}  # of networks, in files of earlier versions
 _MOST_HEADER = 1 << 20  # bytes of names, shapes and notes before the numbers
 
 
-def export(student: Student, output: Path) -> None:
-  """Writes a student as a directory. UserError if another student is there already."""
-  target = output / MODEL_FILE
+def weights_of(student: Student) -> bytes:
+  """The content of WEIGHTS_FILE."""
   # Contiguous: safetensors writes the bytes of a transposed view in the wrong order.
   arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in flat(student.params).items()}
-  weights = safetensors.numpy.save(arrays, metadata={"format": "kd_jax"})
+  return safetensors.numpy.save(arrays, metadata={"format": "kd_jax"})
+
+
+def export(student: Student, output: Path, card: str = "") -> None:
+  """Writes a student as a directory, with a model card if there is one.
+
+  UserError if another student is there already.
+  """
+  target = output / MODEL_FILE
+  weights = weights_of(student)
   model = {
     "format": FORMAT,
     "kind": "kd_jax student",
@@ -65,7 +76,7 @@ def export(student: Student, output: Path) -> None:
     "volumes": plain(student.volumes),
     "training": student.training,
     "scores": student.scores,
-    "parameters": sum(x.size for x in arrays.values()),
+    "parameters": sum(np.size(x) for x in flat(student.params).values()),
     "weights": {"file": WEIGHTS_FILE, "sha256": hashlib.sha256(weights).hexdigest()},
     "note": "Research software, not a medical device.",
   }
@@ -74,6 +85,8 @@ def export(student: Student, output: Path) -> None:
   write_bytes(output / WEIGHTS_FILE, weights)
   subjects = [[anonymous(subject) for subject in part] for part in (student.train, student.val)]
   write_subjects(output / SUBJECTS_FILE, *subjects)
+  if card:
+    write_text(output / CARD_FILE, card)
   write_text(target, json.dumps(model, indent=1) + "\n")  # last: with it, the directory is whole
 
 
@@ -81,6 +94,11 @@ def read(folder: Path) -> Student:
   """The student of such a directory. UserError if anything in it is off."""
   path = folder / MODEL_FILE
   model = read_json(path)
+  if model.get("kind") == PROGRAM:
+    raise UserError(
+      f"{folder} is an export for another runtime, which kd_jax cannot open; give the run or its "
+      "export with --format=safetensors (programs to run this one are in examples/)"
+    )
   if model.get("format") not in READABLE:
     raise UserError(
       f"{path} has format {model.get('format')!r}, this version of kd_jax reads {READABLE}; "

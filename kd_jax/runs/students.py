@@ -1,4 +1,5 @@
-"""Where --checkpoint leads: to a run's best student, to an exported one, to several of them."""
+"""Where --checkpoint leads: to a run's best student, to an exported one (here or on the Hugging
+Face Hub), to several of them."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from kd_jax.prediction.calibration import Calibration
 from kd_jax.prediction.quality import Volumes
 from kd_jax.prediction.student import Architecture, Preparation, Student
 from kd_jax.prediction.student_directory import MODEL_FILE, WEIGHTS_FILE
+from kd_jax.runs import hub
 from kd_jax.runs.layout import CHECKPOINTS, CONFIG_FILE, SUBJECTS_FILE, is_run, validation_summary
 from kd_jax.runtime.errors import ConfigError, UserError
 from kd_jax.runtime.files import at_home, read_json
@@ -30,20 +32,28 @@ def open_students(paths: str | Sequence[str]) -> list[Student]:
   """Runs, exported students or cross-validations -> students that go together.
 
   Args:
-    paths: each is one path, or several with commas; one that exists as it is given is one.
+    paths: each is one path, or several with commas; one that exists as it is given is one. In
+      place of a path, hf://OWNER/NAME@REVISION.
 
   Raises:
     UserError: a path that holds no student, or students that read different inputs.
     ConfigError: commas that can be read in two ways.
   """
   given = [paths] if isinstance(paths, str) else paths
-  folders = [path for text in given for path in _separated(text)]
+  folders: list[Path] = []
+  fetched: dict[Path, str] = {}
+  for path in (path for text in given for path in _separated(text)):
+    if isinstance(path, str):
+      copy = hub.fetch(path)
+      path, fetched[copy.folder] = copy
+    folders.append(path)
   members = [folder for path in folders for folder in _members(path)]
   places = [os.path.realpath(folder) for folder in members]
   for folder, place in zip(members, places, strict=True):
     if places.count(place) > 1:  # it would have two votes in the average
       raise ConfigError(f"--checkpoint names {folder} twice; name each student once")
-  students = [open_student(folder) for folder in members]
+  opened = [(open_student(folder), fetched.get(folder)) for folder in members]
+  students = [replace(student, source=hf) if hf else student for student, hf in opened]
   if not students:
     raise ConfigError("--checkpoint names no run")
   first = students[0]
@@ -59,10 +69,14 @@ def open_students(paths: str | Sequence[str]) -> list[Student]:
   return students
 
 
-def _separated(text: str) -> list[Path]:
-  """The paths in a text with commas, some of which may belong to a path that exists."""
-  parts, paths, first = text.split(","), [], 0
+def _separated(text: str) -> list[Path | str]:
+  """The paths and hf:// references in a text with commas, some of which may belong to a path."""
+  parts, paths, first = text.split(","), list[Path | str](), 0
   while first < len(parts):
+    if parts[first].strip().startswith(hub.PREFIX):
+      paths.append(parts[first].strip())
+      first += 1
+      continue
     last = len(parts)
     while last > first + 1 and not os.path.exists(at_home(",".join(parts[first:last]).strip())):
       last -= 1
