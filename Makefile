@@ -31,7 +31,7 @@ site: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 notebooks:
-	$(PYTHON) tests/helpers/notebooks.py examples/*.py
+	$(PYTHON) tests/helpers/notebooks.py examples/segment.py
 
 benchmarks: $(VENV)/installed
 	@mkdir -p $(REPORTS)

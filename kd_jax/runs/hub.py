@@ -7,7 +7,7 @@ and the model card. They are read with the same suspicion as any other exported 
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kd_jax.prediction.student_directory import CARD_FILE, MODEL_FILE, SUBJECTS_FILE, WEIGHTS_FILE
 from kd_jax.runtime.errors import ConfigError, UserError
@@ -52,7 +52,7 @@ def fetch(reference: str) -> Fetched:
       )
     )
   except Exception as e:  # of whatever it makes its requests with
-    raise UserError(_explain(reference, e, huggingface_hub)) from e
+    raise UserError(_explain(reference, e)) from e
   if missing := [file for file in _NEEDED if not (folder / file).is_file()]:
     raise UserError(
       f"{reference} is no whole student: {missing[0]} is missing in {folder}. If it is there on "
@@ -61,8 +61,9 @@ def fetch(reference: str) -> Fetched:
   return Fetched(folder, f"{PREFIX}{name}@{folder.name}")
 
 
-def _explain(reference: str, error: Exception, hub: Any) -> str:
-  errors = hub.errors
+def _explain(reference: str, error: Exception) -> str:
+  from huggingface_hub import constants, errors
+
   if isinstance(error, errors.GatedRepoError):
     return f"{reference} is given on request: ask for it on huggingface.co, then: hf auth login"
   if isinstance(error, errors.RevisionNotFoundError):
@@ -73,7 +74,7 @@ def _explain(reference: str, error: Exception, hub: Any) -> str:
       f"A folder of this machine is given without {PREFIX}"
     )
   if isinstance(error, errors.LocalEntryNotFoundError):
-    if hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
       why = "HF_HUB_OFFLINE is set: unset it"
     else:
       why = "huggingface.co cannot be reached: connect this machine"

@@ -48,7 +48,8 @@ def settings_named(text: str) -> set[str]:
   for code in _INLINE.findall(text):
     if re.fullmatch(r"(\w+)(\.[\w*]+)+( ?=.*)?", code) and code.partition(".")[0] in SECTIONS:
       named.add(re.split(r"[ =]", code)[0])
-  return {name for name in named if not name.endswith((".json", ".log", ".py"))} - EXAMPLES
+  files = (".json", ".log", ".py", ".onnx", ".stablehlo")
+  return {name for name in named if not name.endswith(files)} - EXAMPLES
 
 
 def flags_named(text: str) -> set[str]:

@@ -108,9 +108,7 @@ def test_evaluate_scores_in_native_space(place, finished):
 def test_from_a_run_to_a_mask(place, finished):
   """Exported, predicted with, looked at: nothing but the directory is needed."""
   shared, masks = place.folder / "shared", place.folder / "masks"
-  place.finish(
-    place.main("--mode=export_student", f"--checkpoint={finished}", f"--output={shared}")
-  )
+  place.finish(place.main("--mode=export", f"--checkpoint={finished}", f"--output={shared}"))
   source = place.folder / "data" / "case0" / "case0_t1ce.nii.gz"
   flags = (f"--input={source}", f"--output={masks}", "--labels=brats2021", "--mirror")
   output = place.finish(place.main("--mode=predict", f"--checkpoint={shared}", *flags))
