@@ -1,4 +1,5 @@
-"""A mask of one scan by a StableHLO export of kd_jax: numpy, nibabel and jax are enough.
+"""A mask of one scan by a StableHLO export of kd_jax: numpy, nibabel, jax and
+flatbuffers (which jax.export reads by) are enough.
 
   python main.py --mode=export --format=stablehlo --checkpoint=my_student --output=my_stablehlo
   python examples/stablehlo_predict.py my_stablehlo scan.nii.gz mask.nii.gz

@@ -157,7 +157,7 @@ def _use(form: str) -> list[str]:
     words = "With kd_jax (`--checkpoint=hf://OWNER/NAME@REVISION` fetches it from the Hub):"
   else:
     command = f"python examples/{form}_predict.py THIS_FOLDER scan.nii.gz mask.nii.gz"
-    packages = "onnxruntime" if form == "onnx" else "jax"
+    packages = "onnxruntime" if form == "onnx" else "jax with flatbuffers"
     words = (
       f"With numpy, nibabel and {packages} (the example is in kd_jax's repository, where "
       "docs/exports.md says what the program expects):"
