@@ -59,7 +59,7 @@ def windows(batch: int, channels: int, side: int = 16):
 NETWORKS = [
   ("resunet", (4, 4, 8, 8), "channel"),
   pytest.param(("resunet", (4, 4, 8, 8), "cbam"), marks=pytest.mark.slow),
-  ("resenc", (4, 4, 8), "channel"),
+  pytest.param(("resenc", (4, 4, 8), "channel"), marks=pytest.mark.slow),
 ]
 
 
