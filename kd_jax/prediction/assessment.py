@@ -33,8 +33,8 @@ def assess(prediction: Prediction, classes: np.ndarray, volumes: Volumes) -> dic
     on calibrated probabilities; "findings": clauses.
   """
   scan = prediction.prepared.reference
-  ml = {r: volume_mm3(region_mask(classes, r), scan.voxel_mm) / 1000 for r in REGIONS}
-  facts: dict[str, Any] = {"volumes_ml": _rounded(ml)}
+  ml = volumes_ml(classes, scan.voxel_mm)
+  facts: dict[str, Any] = {"volumes_ml": ml}
   if prediction.opinions is not None and len(prediction.opinions.classes) > 1:
     own = prediction.volumes_mm3()
     ranges = {region: interval([mm3 / 1000 for mm3 in own[region]], ml[region]) for region in own}
@@ -44,6 +44,11 @@ def assess(prediction: Prediction, classes: np.ndarray, volumes: Volumes) -> dic
   grid = prediction.prepared.grid
   facts["findings"] = findings(classes, scan.data, scan.voxel_mm, grid, volumes)
   return facts
+
+
+def volumes_ml(classes: np.ndarray, voxel_mm: Sequence[float]) -> dict[str, float]:
+  """Region -> its volume in a mask (D, H, W)."""
+  return _rounded({r: volume_mm3(region_mask(classes, r), voxel_mm) / 1000 for r in REGIONS})
 
 
 def lines(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:

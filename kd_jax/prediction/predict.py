@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import numpy as np
 from kd_jax.data import nifti, own_masks
 from kd_jax.data.cases import Case
 from kd_jax.data.own_masks import RECORD_FILE, Entry, Journal
-from kd_jax.data.scans import find_scans
+from kd_jax.data.scans import Scans, find_scans
 from kd_jax.prediction import finished
-from kd_jax.prediction.assessment import assess, lines
+from kd_jax.prediction.assessment import assess, lines, volumes_ml
 from kd_jax.prediction.finished import Known, Verdict
 from kd_jax.prediction.prediction import Prediction, Prepared
 from kd_jax.prediction.predictor import Predictor, overlapped
@@ -41,6 +41,8 @@ class Output:
     probabilities: write maps of WT, TC and ET too.
     overwrite: replace files that this program has not written, or that were changed since.
     uncertainty: names of the maps of uncertainty to write, see Predictor.uncertainty_maps.
+    onto: brings a prediction to the space that the files are to have; None for the scan's own.
+    dicom: makes a DICOM segmentation of (D, H, W) classes in that space; None writes none.
   """
 
   folder: Path
@@ -48,6 +50,8 @@ class Output:
   probabilities: bool = False
   overwrite: bool = False
   uncertainty: Sequence[str] = ()
+  onto: Callable[[Prediction], Prediction] | None = None
+  dicom: Callable[[np.ndarray], bytes] | None = None
 
   def mask(self, name: str) -> Path:
     return self.folder / f"{name}.nii.gz"
@@ -56,10 +60,14 @@ class Output:
     """Of a region's probability, or of uncertainty."""
     return self.folder / f"{name}_{what}.nii.gz"
 
+  def segmentation(self, name: str) -> Path:
+    return self.folder / f"{name}.dcm"
+
   def files(self, name: str) -> list[Path]:
     """All files of a case."""
     maps = (*(labels.REGIONS if self.probabilities else ()), *self.uncertainty)
-    return [self.mask(name), *(self.map(name, what) for what in maps)]
+    files = [self.mask(name), *(self.map(name, what) for what in maps)]
+    return files + ([self.segmentation(name)] if self.dicom else [])
 
 
 def predict(
@@ -69,6 +77,12 @@ def predict(
   terminal: Terminal,
   patterns: Patterns | None = None,
 ) -> None:
+  """As `predict_scans`, of the scans that a path means (see `find_scans`)."""
+  scans = find_scans(scans_path, predictor.modalities, patterns)
+  predict_scans(predictor, scans, output, terminal)
+
+
+def predict_scans(predictor: Predictor, scans: Scans, output: Output, terminal: Terminal) -> None:
   """Writes a mask for every scan that has none yet; several processes share the scans out.
 
   A mask counts as finished if predict.json records that it was made of the very same scan, and if
@@ -78,7 +92,7 @@ def predict(
     UserError: nothing to predict, an output that cannot be written, or (after all others were
       done) scans that could not be used and files that would have been overwritten.
   """
-  cases, failed, notes = find_scans(scans_path, predictor.modalities, patterns)
+  cases, failed, notes = scans
   if processes.first():
     for note in notes:
       terminal.line(note)
@@ -110,6 +124,10 @@ def predict(
     prediction, inputs = result
     classes = prediction.classes()
     facts = assess(prediction, classes, predictor.volumes)
+    if output.onto:  # all else is judged where the student has looked
+      prediction = output.onto(prediction)
+      classes = prediction.classes()
+      facts["volumes_ml"] = volumes_ml(classes, prediction.scan.voxel_mm)
     _write(case.name, prediction, classes, inputs, facts, output, known, journal)
     assessed[case.name] = facts
 
@@ -250,6 +268,8 @@ def _write(
     path: nifti.encode_like(path.name, x, reference)
     for path, x in _maps(name, prediction, classes, output)
   }
+  if output.dicom:
+    content[output.segmentation(name)] = output.dicom(classes)
   affine = reference.header.get_best_affine().tolist()
   grid = {"shape": list(reference.file_shape), "affine": affine}
   inputs = {modality: own | grid for modality, own in inputs.items()}
