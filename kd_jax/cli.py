@@ -155,6 +155,7 @@ def compare(call: Call) -> None:
 
 def predict(call: Call) -> None:
   """Masks of new scans."""
+  from kd_jax.dicom.files import holds_dicom
   from kd_jax.prediction.predict import Output, predict
 
   predictor = call.ensemble()
@@ -167,7 +168,14 @@ def predict(call: Call) -> None:
     overwrite=values.overwrite,
     uncertainty=predictor.uncertainty_maps if values.uncertainty else (),
   )
-  predict(predictor, call.needed_path("input"), output, call.terminal, call.naming().patterns)
+  source = call.needed_path("input")
+  if values.series or values.prepare or holds_dicom(source):
+    from kd_jax.dicom import predict as dicom
+
+    request = dicom.Request(source, values.series or "", values.prepare)
+    dicom.predict(predictor, request, output, call.terminal)
+  else:
+    predict(predictor, source, output, call.terminal, call.naming().patterns)
 
 
 def visualize(call: Call) -> None:
@@ -244,7 +252,10 @@ MODES = {
   "predict": Mode(
     predict,
     ("checkpoint", "input", "output"),
-    ("labels", "names", "probabilities", "uncertainty", "overwrite", *INFERENCE),
+    (
+      *("labels", "names", "probabilities", "uncertainty", "overwrite", "series", "prepare"),
+      *INFERENCE,
+    ),
     shared=True,
   ),
   "visualize": Mode(visualize, ("checkpoint", "input"), ("output", "labels", "names", *INFERENCE)),

@@ -41,6 +41,16 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     False,
     "Replace masks of other programs, and masks that were changed since they were written.",
   ),
+  "series": (
+    flags.DEFINE_string,
+    None,
+    "Of a DICOM folder, the series to read: its number or UID; default: chosen by its headers.",
+  ),
+  "prepare": (
+    flags.DEFINE_bool,
+    False,
+    "Run what a DICOM series needs before a student can read it: HD-BET and antspyx.",
+  ),
   "window": (flags.DEFINE_string, None, "sliding, whole or auto; default: the student's."),
   "overlap": (flags.DEFINE_float, None, "Of sliding windows, 0 to 0.95; default: the student's."),
   "mirror": (flags.DEFINE_bool, None, "Average over the eight mirror images."),

@@ -26,8 +26,8 @@ from kd_jax.tasks.names import (
 _FORMS = (
   "accepted are: a NIfTI file (.nii or .nii.gz), a BraTS case folder or a folder of such cases, an "
   "nnU-Net folder such as imagesTs, a folder of NIfTI files of one modality, or a .txt file with "
-  "one such path a line. Other formats must be converted to NIfTI first, DICOM for instance with "
-  "dcm2niix (docs/clinical-scans.md)"
+  "one such path a line. Other formats must be converted to NIfTI first (docs/clinical-scans.md); "
+  "--mode=predict takes a folder of DICOM files too (docs/dicom.md)"
 )
 
 

@@ -1,0 +1,85 @@
+"""A prediction from the atlas back to the series: by the transform that the registration left."""
+
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from scipy import ndimage
+
+from kd_jax.data.grid import Grid, Triple
+from kd_jax.data.nifti import Volume
+from kd_jax.prediction.predictor import Prediction
+from kd_jax.runtime.errors import UserError
+
+_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's LPS to NIfTI's RAS, and back
+_KINDS = tuple(
+  f"{of}_{number}_3_3"
+  for of in ("AffineTransform", "MatrixOffsetTransformBase")
+  for number in ("double", "float")
+)
+_STRETCH = 0.01  # a rigid transform has none; ANTs writes single precision
+
+
+def read(path: Path) -> np.ndarray:
+  """A rigid transform of ITK (.mat) as (4, 4): from points of the atlas to those of the scan, RAS+.
+
+  Raises:
+    UserError: it cannot be read, is of another kind, or stretches.
+  """
+  try:
+    content = scipy.io.loadmat(path)
+    kind = next(kind for kind in _KINDS if kind in content)
+    values = np.asarray(content[kind], np.float64).reshape(12)
+    centre = np.asarray(content["fixed"], np.float64).reshape(3)
+  except Exception as e:  # scipy has no common base for what a broken file can raise
+    raise UserError(
+      f"{path} is no transform as antspyx writes it for 'Rigid' ({type(e).__name__}); remove it "
+      "and start again"
+    ) from e
+  matrix = np.eye(4)
+  matrix[:3, :3] = values[:9].reshape(3, 3)
+  matrix[:3, 3] = values[9:] + centre - matrix[:3, :3] @ centre
+  if np.abs(matrix[:3, :3] @ matrix[:3, :3].T - np.eye(3)).max() > _STRETCH:
+    raise UserError(f"{path} stretches: the registration must be rigid (type_of_transform='Rigid')")
+  return _FLIP @ matrix @ _FLIP
+
+
+def onto(prediction: Prediction, scan: Volume, atlas_to_scan: np.ndarray) -> Prediction:
+  """The prediction in the space of another scan: probabilities are interpolated, not labels.
+
+  Args:
+    prediction: of an image in the atlas' space.
+    scan: the series as it was converted.
+    atlas_to_scan: (4, 4), as `read`.
+  """
+  grid, image = prediction.prepared.grid, prediction.scan
+  # Voxels are boxes, and both grids cover the same box: half-voxel centres, as in data/grid.py.
+  scale = np.array(grid.shape) / grid.size
+  to_grid = np.eye(4)
+  to_grid[:3, :3] = np.diag(scale)
+  to_grid[:3, 3] = (0.5 - np.array(grid.start)) * scale - 0.5
+  whole = to_grid @ np.linalg.inv(image.affine) @ np.linalg.inv(atlas_to_scan) @ scan.affine
+  start, size = _box(whole, grid.shape, scan.data.shape)
+  offset = whole[:3, :3] @ start + whole[:3, 3]
+  probabilities = np.stack(
+    [
+      ndimage.affine_transform(
+        p.astype(np.float32), whole[:3, :3], offset, size, order=1, cval=float(cls == 0)
+      )
+      for cls, p in enumerate(prediction.probabilities)
+    ]
+  )  # (K, *size)
+  native = Grid(scan.data.shape, start, size, size)
+  prepared = prediction.prepared._replace(grid=native, reference=scan)
+  return prediction._replace(probabilities=probabilities, prepared=prepared)
+
+
+def _box(to_grid: np.ndarray, grid_shape: Triple, shape: tuple[int, ...]) -> tuple[Triple, Triple]:
+  """(start, size) of what a scan of a shape has in common with a grid; at least one voxel."""
+  corners = np.array(list(np.ndindex(2, 2, 2))) * np.array(grid_shape) - 0.5  # (8, 3)
+  back = np.linalg.inv(to_grid)
+  there = corners @ back[:3, :3].T + back[:3, 3]
+  low = np.clip(np.floor(there.min(axis=0)).astype(int), 0, np.array(shape) - 1)
+  high = np.clip(np.ceil(there.max(axis=0)).astype(int) + 1, low + 1, shape)
+  start, size = (tuple(int(v) for v in values) for values in (low, high - low))
+  return start, size  # type: ignore[return-value]
