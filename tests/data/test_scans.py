@@ -273,7 +273,7 @@ def test_two_scans_of_one_name(tmp_path, files, message):
 def test_what_is_no_scan_is_told_what_is(tmp_path, path):
   touch(tmp_path, "IM0001.dcm", "x.nrrd", "x.mha", "dicom/IM0001")
   (tmp_path / "empty").mkdir()
-  with pytest.raises(UserError, match=r"imagesTs.*dcm2niix"):
+  with pytest.raises(UserError, match=r"imagesTs.*--mode=predict takes a folder of DICOM"):
     find_scans(tmp_path / path, T1CE)
 
 
