@@ -26,10 +26,12 @@ def unheard() -> Iterator[None]:
   """Keeps pydicom's and highdicom's own words away from logs: they quote values, names too."""
   pydicom = needed("pydicom")
   settings, loggers = pydicom.config.settings, [logging.getLogger(name) for name in _TALKATIVE]
-  mode, levels = settings.reading_validation_mode, [logger.level for logger in loggers]
+  modes = settings.reading_validation_mode, settings.writing_validation_mode
+  levels = [logger.level for logger in loggers]
   for logger in loggers:
     logger.setLevel(logging.CRITICAL + 1)
-  settings.reading_validation_mode = pydicom.config.IGNORE
+  # Filters of warnings are one for all threads, and another one may reset them: so these too.
+  settings.reading_validation_mode = settings.writing_validation_mode = pydicom.config.IGNORE
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
@@ -37,4 +39,4 @@ def unheard() -> Iterator[None]:
   finally:
     for logger, level in zip(loggers, levels, strict=True):
       logger.setLevel(level)
-    settings.reading_validation_mode = mode
+    settings.reading_validation_mode, settings.writing_validation_mode = modes

@@ -17,6 +17,7 @@ from kd_jax.data.scans import Scans
 from kd_jax.dicom import convert, seg, transform
 from kd_jax.dicom import prepare as preparation
 from kd_jax.dicom.choose import choose
+from kd_jax.dicom.files import is_dicom
 from kd_jax.dicom.geometry import Stack, stack
 from kd_jax.dicom.packages import needed
 from kd_jax.dicom.prepare import Steps
@@ -78,13 +79,13 @@ def predict(predictor: Predictor, request: Request, output: Output, terminal: Te
     ready = preparation.prepare(steps, found, modality, request.prepare, gpu, terminal.line)
     onto = _back(steps, scan)
   encode = None
-  if why := seg.obstacle(series):
+  ordered = [images[i] for i in where.order]
+  if why := seg.obstacle(series, ordered):
     terminal.line(f"warning: no DICOM segmentation will be written: {why}")
   else:
     students = [student.digest() for student in predictor.students]
 
     def encode(classes: np.ndarray) -> bytes:
-      ordered = [images[i] for i in where.order]
       made_by = {f"student {i}": digest for i, digest in enumerate(students, 1)}
       return seg.encode(seg.frames(classes, scan, where), ordered, made_by, __version__)
 
@@ -96,6 +97,8 @@ def predict(predictor: Predictor, request: Request, output: Output, terminal: Te
 
 def _check(predictor: Predictor, folder: Path, output: Output) -> str:
   """The case's name. UserError for what cannot be done with any DICOM folder."""
+  if not folder.is_dir() and not is_dicom(folder):
+    raise UserError(f"--series and --prepare are for a folder of DICOM files, and {folder} is none")
   if not folder.is_dir():
     raise UserError(f"{folder} is a DICOM file; give the folder with all files of its series")
   if jax.process_count() > 1:

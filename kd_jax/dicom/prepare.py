@@ -29,9 +29,9 @@ ANTS = "antspyx"
 _REGISTER = (
   "import sys, ants; fixed, moving, image, transform = sys.argv[1:]; "
   "found = ants.registration(ants.image_read(fixed), ants.image_read(moving), "
-  "type_of_transform='Rigid'); "
-  "ants.write_transform(ants.read_transform(found['fwdtransforms'][0]), transform); "
-  "ants.image_write(found['warpedmovout'], image)"
+  'type_of_transform="Rigid"); '
+  'ants.write_transform(ants.read_transform(found["fwdtransforms"][0]), transform); '
+  'ants.image_write(found["warpedmovout"], image)'
 )
 
 

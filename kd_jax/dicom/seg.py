@@ -41,19 +41,30 @@ CATEGORY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 REGION = Code("12738006", "SCT", "Brain")
 _FAMILY = Code("123109", "DCM", "Artificial Intelligence")
 
-# A segmentation copies these of its source, and anonymisers take them away: empty is allowed.
-_MAY_BE_EMPTY = (
-  *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
-  *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
-)
+# A segmentation copies these of its source. Anonymisers take them away or garble them: empty is
+# allowed. Name -> pydicom's type of it, where not every text is one.
+_MAY_BE_EMPTY = {
+  **dict.fromkeys(("PatientID", "PatientName", "PatientSex", "StudyID", "AccessionNumber"), ""),
+  **{"ReferringPhysicianName": "", "PatientBirthDate": "DA", "StudyDate": "DA", "StudyTime": "TM"},
+}
 
 
-def obstacle(series: Series) -> str:
-  """Why a series can have no segmentation; "" if it can."""
+def obstacle(series: Series, images: Sequence[Header]) -> str:
+  """Why a series can have no segmentation; "" if it can. One of one voxel is made to find out.
+
+  Args:
+    images: as for `encode`.
+  """
   if not text(series.first, "FrameOfReferenceUID"):
     return f"{series.name} has no frame of reference, which a DICOM segmentation must name"
   if len({text(header, "FrameOfReferenceUID") for header in series.headers}) > 1:
     return f"the images of {series.name} have several frames of reference"
+  one_voxel = np.zeros((len(images), images[0].Rows, images[0].Columns), np.uint8)
+  one_voxel[0, 0, 0] = 1  # else all images would be written, empty
+  try:
+    encode(one_voxel, images, {}, "0")
+  except UserError as e:
+    return str(e)
   return ""
 
 
@@ -164,9 +175,14 @@ def _source(image: Header) -> Header:
   source = pydicom.Dataset()
   with unheard():
     source.update({tag: element for tag, element in image.items() if tag.group != 0x7FE0})
-    for name in _MAY_BE_EMPTY:
-      if name not in source:
-        setattr(source, name, "")
+    for name, kind in _MAY_BE_EMPTY.items():
+      try:
+        value = source.get(name) or ""
+        if kind and value:
+          getattr(pydicom.valuerep, kind)(value)
+      except ValueError:
+        value = ""
+      setattr(source, name, value)
   return source
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -23,6 +24,7 @@ from dicom_series import FLIP, PLANES, SECRETS, generated, leaks, write_series  
 from scipy.spatial import KDTree  # noqa: E402
 from students import make_student  # noqa: E402
 
+from kd_jax.dicom.packages import unheard  # noqa: E402
 from kd_jax.dicom.predict import Request, predict  # noqa: E402
 from kd_jax.prediction.predict import Output  # noqa: E402
 from kd_jax.prediction.predictor import Predictor, Prepared  # noqa: E402
@@ -55,9 +57,9 @@ def truth(classes: np.ndarray | None = None) -> Predictor:
   return predictor
 
 
-def run(folder: Path, out: Path, terminal, predictor=None, **request) -> str:
+def run(folder: Path, out: Path, terminal, predictor=None, silent=True, **request) -> str:
   predict(predictor or truth(), Request(folder, **request), Output(out, "brats2018"), terminal)
-  return terminal.console.file.getvalue()
+  return "" if not silent else terminal.console.file.getvalue()
 
 
 def points(mask: np.ndarray, to_lps: np.ndarray) -> np.ndarray:
@@ -234,6 +236,39 @@ def test_anonymised_series(tmp_path, terminal):
   assert {p.name for p in (tmp_path / "out").glob("P2.*")} == {"P2.nii.gz"}
 
 
+GARBLED = {
+  **{"PatientBirthDate": "1951-04-17", "StudyTime": "8:15", "AccessionNumber": "ACC99812" * 5},
+  **{"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Zuckerfeld^Jörg", "StudyDate": "[gone]"},
+}
+
+
+def test_garbled_headers(tmp_path, capfd):
+  """Values that the standard does not allow cost nothing but themselves, and are not quoted."""
+  case, terminal = generated(), Terminal()
+  with warnings.catch_warnings(), unheard():
+    write_series(tmp_path / "P1", case.image, case.affine, **GARBLED)
+  capfd.readouterr()
+  run(tmp_path / "P1", tmp_path / "out", terminal, silent=False)
+  said = "".join(capfd.readouterr())
+  assert "written: 1 masks" in said and not leaks(said) and "1951" not in said
+  seg = highdicom.seg.segread(tmp_path / "out" / "P1.dcm")
+  assert seg.PatientName == "Zuckerfeld^Jörg" and not seg.PatientBirthDate and not seg.StudyDate
+
+
+def test_headers_that_highdicom_refuses_cost_only_the_segmentation(tmp_path, terminal, monkeypatch):
+  """Known before the prediction, not after it."""
+
+  def refuse(*_, **__):
+    raise ValueError("Zuckerfeld is no value")
+
+  case = generated()
+  write_series(tmp_path / "P1", case.image, case.affine)
+  monkeypatch.setattr(highdicom.seg, "Segmentation", refuse)
+  said = run(tmp_path / "P1", tmp_path / "out", terminal)
+  assert "highdicom does not accept the headers of the series (ValueError)" in said
+  assert not leaks(said) and {p.name for p in (tmp_path / "out").glob("P1.*")} == {"P1.nii.gz"}
+
+
 def test_files_that_are_cut(tmp_path, terminal):
   case = generated()
   files = write_series(tmp_path / "P1", case.image, case.affine)
@@ -266,6 +301,9 @@ def test_what_cannot_be_done_with_any_folder(tmp_path, terminal):
   file = write_series(tmp_path / "P1", case.image[:, :, :3], case.affine)[0]
   with pytest.raises(UserError, match="is a DICOM file; give the folder"):
     run(file, tmp_path / "out", terminal)
+  (tmp_path / "note.txt").write_text("a note")
+  with pytest.raises(UserError, match=r"are for a folder of DICOM files, and .*note.txt is none"):
+    run(tmp_path / "note.txt", tmp_path / "out", terminal, series="7")
   with pytest.raises(UserError, match="lies in the DICOM folder"):
     run(tmp_path / "P1", tmp_path / "P1" / "out", terminal)
   two = Predictor([make_student(modalities=("t1", "t1ce"))])

@@ -310,7 +310,7 @@ def test_the_real_antspyx(tmp_path, head):
   subprocess.run(ants(steps, steps.brain).command, check=True)
   found = transform.read(steps.transform)
   middle = np.array([-119.0, 120.0, 77.0, 1.0])
-  assert np.linalg.norm((found @ middle - POSE @ middle)[:3]) < 4  # another brain than the atlas'
+  assert np.linalg.norm((found @ middle - POSE @ middle)[:3]) < 6  # another brain than the atlas'
   turned = Rotation.from_matrix(found[:3, :3].T @ POSE[:3, :3]).magnitude()
-  assert np.degrees(turned) < 4
+  assert np.degrees(turned) < 10
   assert atlas.overlap(nifti.read(steps.aligned)) > 0.85
