@@ -23,7 +23,8 @@ from kd_jax.dicom.packages import needed
 from kd_jax.dicom.prepare import Steps
 from kd_jax.dicom.series import Series, read_folder, text
 from kd_jax.prediction.predict import Output, predict_scans
-from kd_jax.prediction.predictor import Prediction, Predictor
+from kd_jax.prediction.prediction import Prediction
+from kd_jax.prediction.predictor import Predictor
 from kd_jax.runtime.errors import ConfigError, UserError
 from kd_jax.runtime.files import check_folder, load_json, write_text
 from kd_jax.runtime.terminal import Terminal

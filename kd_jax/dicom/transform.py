@@ -8,7 +8,8 @@ from scipy import ndimage
 
 from kd_jax.data.grid import Grid, Triple
 from kd_jax.data.nifti import Volume
-from kd_jax.prediction.predictor import Prediction
+from kd_jax.prediction.prediction import Prediction
+from kd_jax.prediction.uncertainty import Opinions
 from kd_jax.runtime.errors import UserError
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's LPS to NIfTI's RAS, and back
@@ -61,17 +62,20 @@ def onto(prediction: Prediction, scan: Volume, atlas_to_scan: np.ndarray) -> Pre
   whole = to_grid @ np.linalg.inv(image.affine) @ np.linalg.inv(atlas_to_scan) @ scan.affine
   start, size = _box(whole, grid.shape, scan.data.shape)
   offset = whole[:3, :3] @ start + whole[:3, 3]
+
+  def moved(x: np.ndarray, order: int = 1, outside: float = 0.0) -> np.ndarray:
+    return ndimage.affine_transform(x, whole[:3, :3], offset, size, order=order, cval=outside)
+
   probabilities = np.stack(
-    [
-      ndimage.affine_transform(
-        p.astype(np.float32), whole[:3, :3], offset, size, order=1, cval=float(cls == 0)
-      )
-      for cls, p in enumerate(prediction.probabilities)
-    ]
+    [moved(p.astype(np.float32), outside=c == 0) for c, p in enumerate(prediction.probabilities)]
   )  # (K, *size)
+  opinions = prediction.opinions
+  if opinions is not None:
+    classes = np.stack([moved(own, order=0) for own in opinions.classes])
+    opinions = Opinions(classes, moved(opinions.entropy))
   native = Grid(scan.data.shape, start, size, size)
   prepared = prediction.prepared._replace(grid=native, reference=scan)
-  return prediction._replace(probabilities=probabilities, prepared=prepared)
+  return prediction._replace(probabilities=probabilities, prepared=prepared, opinions=opinions)
 
 
 def _box(to_grid: np.ndarray, grid_shape: Triple, shape: tuple[int, ...]) -> tuple[Triple, Triple]:
