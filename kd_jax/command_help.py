@@ -71,7 +71,8 @@ WORDS = {
   ),
   "predict": Words(
     "Writes a mask for each new scan, with the scan's own shape and header. A second start does "
-    "what is missing and leaves the rest. The scans must be skull-stripped and in atlas space.",
+    "what is missing and leaves the rest. The scans must be skull-stripped and in atlas space; a "
+    "folder of DICOM files is converted, checked, and with --prepare brought there first.",
     (
       "--checkpoint=my_student --input=scans --output=masks",
       "--checkpoint=runs/brats21-cv --input=scan.nii.gz --output=masks --mirror --probabilities",
@@ -84,12 +85,20 @@ WORDS = {
       "--checkpoint=my_student --input=scan.nii.gz --output=looked_at",
     ),
   ),
-  "export_student": Words(
-    "Writes a run's student as a directory to give to others: weights, a description, digests of "
-    "the training subjects, no code.",
+  "export": Words(
+    "Writes a student as a directory to give to others: weights, a description, digests of the "
+    "training subjects, a model card, no code. Or as a program for other runtimes, StableHLO or "
+    "ONNX; several students, with commas, become one program.",
     (
       "--checkpoint=runs/brats21-fold0 --output=my_student",
-      "--checkpoint=runs/t1 --output=/shared/students/t1",
+      "--checkpoint=my_student --format=onnx --output=my_student_onnx",
+    ),
+  ),
+  "export_student": Words(
+    "The earlier name of export, for kd_jax alone.",
+    (
+      "--checkpoint=runs/brats21-fold0 --output=my_student",
+      "--checkpoint=runs/t1 --output=/shared/students/t1 --license=cc-by-4.0",
     ),
   ),
   "import_torch": Words(

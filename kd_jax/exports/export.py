@@ -17,7 +17,6 @@ from kd_jax.prediction.student import Student
 from kd_jax.prediction.student_directory import CARD_FILE, MODEL_FILE, PROGRAM, WEIGHTS_FILE
 from kd_jax.runtime.errors import ConfigError, UserError, did_you_mean
 from kd_jax.runtime.files import read_json, write_bytes, write_text
-from kd_jax.settings.inference import InferenceSettings
 from kd_jax.tasks.labels import CLASSES, REGIONS, labels_of, meaning
 
 FORMAT = 1  # of a program's model.json
@@ -48,7 +47,8 @@ def export(
   if form not in FORMATS:
     raise ConfigError(did_you_mean("--format", form, FORMATS))
   licence = model_card.checked(licence)
-  settings = Predictor(students).settings
+  predictor = Predictor(students)
+  settings = predictor.settings
   if form == "safetensors" and len(students) > 1:
     raise ConfigError(
       "--format=safetensors takes one student (predict averages several directories); the other "
@@ -68,7 +68,7 @@ def export(
     digests = {encoder.FILE: _sha256(content)}
     head = {"format": FORMAT, "kind": PROGRAM, "kd_jax": __version__, "identity": own}
     program = {"file": encoder.FILE, "sha256": digests[encoder.FILE], "runtime": form, **said}
-    model = {**head, "program": program, **describe(students, settings)}
+    model = {**head, "program": program, **describe(students, predictor)}
     write_bytes(output / encoder.FILE, content)
     if not keep:
       write_text(output / CARD_FILE, model_card.write(students, settings, licence, digests, form))
@@ -88,9 +88,9 @@ def identity(students: Sequence[Student], form: str) -> dict[str, Any]:
   return {"runtime": form, "weights": [student.digest() for student in students]}
 
 
-def describe(students: Sequence[Student], settings: InferenceSettings) -> dict[str, Any]:
+def describe(students: Sequence[Student], predictor: Predictor) -> dict[str, Any]:
   """All that a caller of the program has to do before and after it; see docs/exports.md."""
-  first = students[0]
+  first, settings = students[0], predictor.settings
   preparation, convention = first.preparation, first.training["convention"]
   window = list(preparation.patch)
   shape = ["batch", len(first.architecture.modalities)]
@@ -109,6 +109,7 @@ def describe(students: Sequence[Student], settings: InferenceSettings) -> dict[s
       "min_component_mm3": settings.min_component_mm3,
       "min_et_mm3": settings.min_et_mm3,
     },
+    "temperatures": {region: predictor.calibration.of(region) for region in REGIONS},
     "inputs": dict(zip(INPUTS, ([*shape, *window], shape, shape), strict=True)),
     "outputs": {
       OUTPUTS[0]: ["batch", len(CLASSES), *window],

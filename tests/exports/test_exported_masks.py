@@ -17,7 +17,8 @@ from synthetic import LARGE, brats_root, images, write
 
 from kd_jax.data.brain import find_brain
 from kd_jax.data.cases import loose_case
-from kd_jax.exports.export import FORMATS, export
+from kd_jax.exports.export import FORMATS, describe, export
+from kd_jax.prediction.calibration import Calibration
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.prediction.segment import segment_file
 from kd_jax.runs.students import open_students
@@ -307,6 +308,15 @@ def test_what_model_json_says(made):
   assert model["labels"]["values"] == [0, 1, 2, 4] and model["spacing_mm"] == 1.0
   assert model["students"][0]["weights_sha256"] == make_student().digest()
   assert str(made) not in json.dumps(model)
+  assert model["temperatures"] == {"WT": 1.0, "TC": 1.0, "ET": 1.0}
+
+
+def test_temperatures_are_those_of_the_students_together():
+  warm = Calibration({"WT": 1.5, "TC": 2.0, "ET": 1.0}, cases=4)
+  students = [dataclasses.replace(make_student(), calibration=warm)]
+  assert describe(students, Predictor(students))["temperatures"] == dict(warm.temperatures)
+  students.append(make_student(1))
+  assert set(describe(students, Predictor(students))["temperatures"].values()) == {1.0}
 
 
 def test_masks_are_written_in_the_file_s_own_axes(example, tmp_path):
