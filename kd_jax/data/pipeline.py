@@ -28,7 +28,9 @@ def training_batches(
   entries: Sequence[Path],
   settings: SamplingSettings,
   *,
+  second: Sequence[Path] = (),
   batch: int,
+  parts: int = 1,
   seed: int,
   first: int = 0,
   rows: Sequence[int] | None = None,
@@ -42,7 +44,10 @@ def training_batches(
   Args:
     entries: the training cases' cache entries.
     settings: how patches are drawn.
+    second: those of a second cohort, whose samples come in turns with the others'.
     batch: samples a batch.
+    parts: of a batch, which go through the networks one after the other (training/accumulate.py):
+      in each of them the samples come in turns.
     seed: of order and patches.
     first: the batch to start with.
     rows: the samples of each batch that this process needs, in order (see `rows_here`); None for
@@ -58,9 +63,10 @@ def training_batches(
   """
   if settings.workers:
     child_processes.refuse_second_run()
-  # Not repeat() for ever: an endless data set in batches of one is longer than Grain can slice.
-  passes = _MANY // len(entries)
-  samples = grain.MapDataset.source(Entries(entries)).seed(seed).shuffle().repeat(passes)
+  samples = _samples(entries, seed)
+  if second:  # sample k is of cohort k // parts, in turns: part p has the samples p, p + parts, ...
+    both = samples, _samples(second, seed)
+    samples = grain.MapDataset.mix([own[p::parts] for own in both for p in range(parts)])
   # Patches before rows are chosen, so that each row has its own; batches before the iterator:
   # batched after it, their content would depend on the workers.
   samples = samples.random_map(Patch(settings))
@@ -72,6 +78,13 @@ def training_batches(
   if settings.workers:
     return readers.read(dataset, settings.workers, tell)
   return _read(iter(dataset))
+
+
+def _samples(entries: Sequence[Path], seed: int) -> grain.MapDataset:
+  """The entries pass after pass, each in another order."""
+  # Not repeat() for ever: an endless data set in batches of one is longer than Grain can slice.
+  passes = _MANY // len(entries)
+  return grain.MapDataset.source(Entries(entries)).seed(seed).shuffle().repeat(passes)
 
 
 def _read(batches: grain.DatasetIterator) -> Generator[HostBatch, None, None]:

@@ -83,7 +83,7 @@ def objective(
     together += taught
     together += extra
     taught += extra
-    for level, fused in outputs.fused.items():
+    for level, fused in outputs.heard.fused.items():
       own = outputs.student.side_logits[level]
       weights = settings.side[level]
       terms[f"loss/side/{level}/kd"] = _response(own, fused, labels, 1.0, settings, brain)[1]
@@ -115,7 +115,7 @@ def _responses(
   terms: dict[str, jax.Array],
 ) -> jax.Array | float:
   """Distillation from the teachers' logits, and from the level 1 fused logits, enlarged."""
-  logits = {name: output.logits for name, output in outputs.teachers.items()}
+  logits = {name: output.logits for name, output in outputs.heard.teachers.items()}
   own = outputs.student.logits
   total: jax.Array | float = 0.0
   for name, teacher in logits.items():
@@ -123,8 +123,8 @@ def _responses(
       own, teacher, labels, teacher_weights[name], settings, brain, tuple(logits.values())
     )
     total += weighted
-  if settings.fused_teacher and "level1" in outputs.fused:
-    fused = distillation.enlarge(outputs.fused["level1"])
+  if settings.fused_teacher and "level1" in outputs.heard.fused:
+    fused = distillation.enlarge(outputs.heard.fused["level1"])
     terms["loss/kd/fused"] = _response(own, fused, labels, 1.0, settings, brain)[1]
     total += settings.fused_teacher * terms["loss/kd/fused"]
   return total
@@ -160,7 +160,7 @@ def _bottleneck(outputs: Outputs, labels: jax.Array) -> Values:
   own = outputs.student.features["bottleneck"]
   return {
     name: distillation.bottleneck_kd(own, teacher.features["bottleneck"])
-    for name, teacher in outputs.teachers.items()
+    for name, teacher in outputs.heard.teachers.items()
   }
 
 
@@ -171,7 +171,7 @@ def _prototype(outputs: Outputs, labels: jax.Array) -> Values:
   y = losses.shrink_labels(labels, own.shape[1:4])
   return {
     name: distillation.prototype_kd(own, teacher.features["level1"], y)
-    for name, teacher in outputs.teachers.items()
+    for name, teacher in outputs.heard.teachers.items()
   }
 
 

@@ -4,7 +4,8 @@ Parameters are a nested dict of arrays with two groups, one for each optimiser:
 
   {"teachers": {"networks": {name: ...}, "fusion": {level: ...}}, "student": ...}
 
-An empty group has no key: no "fusion" at 0 levels, an empty "teachers" without teachers.
+An empty group has no key: no "fusion" at 0 levels, an empty "teachers" without teachers. Two
+cohorts of teachers have such a dict each: {"teachers": {"first": ..., "second": ...}, ...}.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from kd_jax.tasks.labels import CLASSES
 from kd_jax.tasks.names import MODALITIES
 
 Params = dict[str, Any]
+COHORTS = ("first", "second")
 
 
 class Teachers(nnx.Module):
@@ -89,12 +91,31 @@ def compute_dtype(spec: ModelSettings, platform: str) -> jnp.dtype:
   return jnp.dtype(automatic if spec.dtype == "auto" else spec.dtype)
 
 
+class Taught(NamedTuple):
+  """Teachers' outputs by name, and the fused logits of their features by level."""
+
+  teachers: dict[str, Output]
+  fused: Mapping[FusionLevel, jax.Array]
+
+
 class Outputs(NamedTuple):
-  """One joint forward pass: teachers by name, fused logits by level, the student."""
+  """One joint forward pass.
+
+  Attributes:
+    teachers, fused: as of Taught; with two cohorts, of those that train on a sample.
+    student: see there.
+    others: with two cohorts, of those that do not train on a sample, without gradient; else None.
+  """
 
   teachers: dict[str, Output]
   fused: Mapping[FusionLevel, jax.Array]
   student: Output
+  others: Taught | None = None
+
+  @property
+  def heard(self) -> Taught:
+    """What the student hears."""
+    return self.others or Taught(self.teachers, self.fused)
 
 
 class Framework:
@@ -137,16 +158,38 @@ class Framework:
   def init(self, key: jax.Array) -> Params:
     """Fresh parameters, float32; the same on every backend."""
     modules = self._modules(key)
-    return {group: nnx.to_pure_dict(nnx.state(m, nnx.Param)) for group, m in modules.items()}
+    params = {group: nnx.to_pure_dict(nnx.state(m, nnx.Param)) for group, m in modules.items()}
+    if self.spec.cohorts == 1:
+      return params
+    keys = Keys(jax.random.fold_in(key, 1))
+    second = Teachers(self.spec, self._convolutions, keys)
+    cohorts = (params["teachers"], nnx.to_pure_dict(nnx.state(second, nnx.Param)))
+    return params | {"teachers": dict(zip(COHORTS, cohorts, strict=True))}
 
-  def __call__(self, params: Params, images: jax.Array) -> Outputs:
+  def __call__(self, params: Params, images: jax.Array, heard: Params | None = None) -> Outputs:
     """All networks on one batch.
 
     Args:
       params: as `init` gives them.
-      images: (B, M, D, H, W), modalities in MODALITIES order.
+      images: (B, M, D, H, W), modalities in MODALITIES order. With two cohorts the first one trains
+        on the samples 0, 2, ..., the second one on the others.
+      heard: the teachers' parameters that the student hears with two cohorts; None: those in
+        params.
     """
-    group: Any = nnx.merge(self._graphs["teachers"], params["teachers"])  # Teachers
+    teachers = params["teachers"]
+    if self.spec.cohorts == 1:
+      taught = self._teach(teachers, images)
+      return Outputs(*taught, self.student(params["student"], images))
+    one, two = COHORTS
+    halves = images[0::2], images[1::2]
+    taught = self._teach_halves((teachers[one], teachers[two]), halves)
+    teachers = jax.lax.stop_gradient(heard or teachers)
+    others = self._teach_halves((teachers[two], teachers[one]), halves)
+    return Outputs(*taught, self.student(params["student"], images), others)
+
+  def _teach(self, params: Params, images: jax.Array) -> Taught:
+    """One cohort of teachers, and what they fuse."""
+    group: Any = nnx.merge(self._graphs["teachers"], params)  # Teachers
     teachers = {
       name: group.networks[name](select(images, modalities), self._remat)
       for name, modalities in self.spec.teachers.items()
@@ -156,8 +199,14 @@ class Framework:
       found = {name: out.features[level] for name, out in teachers.items()}
       return jax.lax.stop_gradient(found) if self.spec.fusion_detached else found
 
-    fused = {level: group.fusion[level](features(level)) for level in self.spec.levels}
-    return Outputs(teachers, fused, self.student(params["student"], images))
+    return Taught(teachers, {lv: group.fusion[lv](features(lv)) for lv in self.spec.levels})
+
+  def _teach_halves(self, params: tuple[Params, Params], halves: tuple[Any, Any]) -> Taught:
+    """One cohort on the samples 0, 2, ..., another one on the others; joined, (B, ...)."""
+    first, second = map(self._teach, params, halves)
+    return jax.tree.map(
+      lambda x, y: jnp.stack([x, y], axis=1).reshape(2 * x.shape[0], *x.shape[1:]), first, second
+    )
 
   def student(self, params: Params, images: jax.Array) -> Output:
     """The student alone; params: its group only; images: (B, M, D, H, W)."""
@@ -204,11 +253,18 @@ class Framework:
     return nnx.merge(graph, {k: v for k, v in params.items() if k != "side_heads"})(x).logits
 
   def networks(self, params: Params) -> dict[str, tuple[Params, tuple[str, ...]]]:
-    """name -> (its parameters, its modalities), the student first."""
+    """name -> (its parameters, its modalities), the student first.
+
+    Teachers of two cohorts are called NAME_first and NAME_second.
+    """
     networks: dict[str, tuple[Params, tuple[str, ...]]] = {}
     networks["student"] = (params["student"], self.spec.student)
+    cohorts = {"": params["teachers"]}
+    if self.spec.cohorts > 1:
+      cohorts = {f"_{cohort}": params["teachers"][cohort] for cohort in COHORTS}
     for name, modalities in self.spec.teachers.items():
-      networks[name] = (params["teachers"]["networks"][name], modalities)
+      for suffix, teachers in cohorts.items():
+        networks[name + suffix] = (teachers["networks"][name], modalities)
     return networks
 
 

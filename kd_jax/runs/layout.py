@@ -11,6 +11,7 @@ __all__ = ["SUBJECTS_FILE"]  # named where it is written; exported students have
 CONFIG_FILE = "config.json"  # the resolved settings
 RUN_FILE = "run.json"  # versions, commit, device: one record a start
 FOLDS_FILE = "folds.json"  # who is validated on
+COHORTS_FILE = "cohorts.json"  # who each cohort of teachers trains on, with model.cohorts = 2
 CONVOLUTIONS_FILE = "convolutions.json"  # their times, with train.autotune
 LOG_FILE = "train.log"  # what the terminal said
 NUMBERS_FILE = "metrics.jsonl"  # every number, a line a step

@@ -95,6 +95,12 @@ class ModelSettings:
   teachers: Annotated[
     Mapping[_TeacherName, Modalities], "what each teacher reads; none for a student alone"
   ] = field(default_factory=_teachers)
+  cohorts: Annotated[
+    int,
+    Range(1, 2),
+    "2: two sets of these teachers, each trained on half of the patients; of a case the student "
+    "hears those who have not trained on it. 1 is the published method",
+  ] = 1
   network: Annotated[
     Network,
     Before("resunet"),

@@ -81,6 +81,13 @@ def check(settings: Settings) -> None:
     raise ConfigError("loss.fused_teacher needs teachers and model.fusion_levels of 1 or 2")
   _check_confidence(settings.confidence, loss)
   _check_training(settings.train, data.batch)
+  if model.cohorts > 1 and not model.teachers:
+    raise ConfigError("model.cohorts = 2 needs teachers, and model.teachers has none")
+  if (data.batch // settings.train.accumulate) % model.cohorts:
+    raise ConfigError(
+      f"model.cohorts = 2 needs an even number of samples: data.batch = {data.batch}"
+      + (f" in {settings.train.accumulate} parts" if settings.train.accumulate > 1 else "")
+    )
 
 
 def _check_networks(model: ModelSettings, loss: LossSettings) -> None:

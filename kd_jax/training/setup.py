@@ -35,7 +35,7 @@ from kd_jax.runtime.terminal import Terminal
 from kd_jax.settings import record
 from kd_jax.settings.run import Settings
 from kd_jax.settings.training import TrainSettings
-from kd_jax.training import autotune, memory, messages, optimisers
+from kd_jax.training import autotune, cohorts, memory, messages, optimisers
 from kd_jax.training import step as step_lib
 from kd_jax.training.state import TrainState, from_items, init_state, to_items
 
@@ -75,6 +75,7 @@ class Setup(NamedTuple):
   Attributes:
     plan: see there.
     dataset: the cases of the fold.
+    cohorts: the names of the training cases, by cohort of teachers.
     framework: the networks.
     make_step: remat -> the step (state, batch, key) -> (state, metrics), to be compiled.
     remat: which to compile it with.
@@ -88,6 +89,7 @@ class Setup(NamedTuple):
 
   plan: Plan
   dataset: Dataset
+  cohorts: list[list[str]]
   framework: Framework
   make_step: Callable[[str], Any]
   remat: memory.Choice
@@ -122,6 +124,7 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
   processes.wait()  # until all have read what the run began with
   if processes.first():
     _claim(workdir, settings, choice, dataset, begun, tell)
+  halves = cohorts.settle(settings, workdir, dataset, begun)
   train = settings.train
   steps_per_epoch = train.steps_per_epoch or max(1, len(dataset.train) // settings.data.batch)
   plan = Plan(steps_per_epoch, train.epochs * steps_per_epoch, train)
@@ -157,7 +160,19 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
   dtype = framework.dtype.name
   options, warnings = compiler_options.choose(train.compiler_options, dtype)
   setup = Setup(
-    plan, dataset, framework, make_step, remat, options, state, notes, key, checkpoints, log, first
+    plan=plan,
+    dataset=dataset,
+    cohorts=halves,
+    framework=framework,
+    make_step=make_step,
+    remat=remat,
+    options=options,
+    state=state,
+    notes=notes,
+    key=key,
+    checkpoints=checkpoints,
+    log=log,
+    first=first,
   )
   messages.introduce(log, settings, workdir, dataset, mesh, plan.total_steps)
   messages.machine(log, dtype, remat, options, warnings)

@@ -26,6 +26,7 @@ class TrainState:
     confidence: the teachers' weights and running scores.
     lr_scale: a factor on each group's learning rate, lowered by the plateau rule.
     ema: the average of the student's parameters, or None.
+    teachers_ema: of two cohorts of teachers, which the student hears; else None.
   """
 
   step: jax.Array
@@ -34,6 +35,7 @@ class TrainState:
   confidence: Confidence
   lr_scale: dict[str, jax.Array]
   ema: Params | None
+  teachers_ema: Params | None = None
 
 
 def init_state(
@@ -46,6 +48,7 @@ def init_state(
 ) -> TrainState:
   """A fresh state."""
   params = framework.init(key)
+  heard = ema and framework.spec.cohorts > 1
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -53,6 +56,7 @@ def init_state(
     confidence=confidence_lib.init(framework.spec.teachers, confidence),
     lr_scale={group: jnp.ones(()) for group in optimizers},
     ema=jax.tree.map(jnp.copy, params["student"]) if ema else None,
+    teachers_ema=jax.tree.map(jnp.copy, params["teachers"]) if heard else None,
   )
 
 
@@ -60,6 +64,8 @@ def to_items(state: TrainState) -> Items:
   """A state as the items of a checkpoint: what prediction needs, and the rest."""
   fields = {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
   networks = {name: fields.pop(name) for name in ("params", "ema")}
+  if state.teachers_ema is None:  # nor has a checkpoint of earlier versions
+    del fields["teachers_ema"]
   return Items(networks, fields)
 
 

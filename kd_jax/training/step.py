@@ -63,12 +63,6 @@ def make_train_step(
       memory of a second state.
   """
 
-  def forward(params: Params, images: jax.Array) -> Outputs:
-    """Without the features that no loss asks for."""
-    outputs = framework(params, images)
-    teachers = {name: _keep(out, loss.features) for name, out in outputs.teachers.items()}
-    return Outputs(teachers, outputs.fused, _keep(outputs.student, loss.features))
-
   def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
     images, labels = batch["image"], batch["label"]
     if augment is not None:
@@ -77,6 +71,10 @@ def make_train_step(
     new_epoch = state.step % steps_per_epoch == 0
     begun = confidence_lib.begin_step(state.confidence, new_epoch, confidence)
     share = distillation_share(state.step / steps_per_epoch, loss)
+
+    def forward(params: Params, images: jax.Array) -> Outputs:
+      """Without the features that no loss asks for."""
+      return _keep(framework(params, images, state.teachers_ema), loss.features)
 
     def loss_of(outputs: Outputs) -> tuple[jax.Array, tuple[Metrics, dict[str, jax.Array]]]:
       scores = _scores(lax.stop_gradient(outputs), labels, confidence)
@@ -120,7 +118,7 @@ def _teacher_weights(
 ) -> dict[str, jax.Array]:
   """Teacher's name -> its weight in this step: (), (3,) by region or (B, D, H, W) by voxel."""
   if settings.by == "voxel":
-    logits = {name: output.logits for name, output in outputs.teachers.items()}
+    logits = {name: output.logits for name, output in outputs.heard.teachers.items()}
     return certainty_shares(logits, settings.total)
   if settings.update == "batch":
     return confidence_lib.weights_of(scores, settings.total)
@@ -144,7 +142,8 @@ def _update(
     step=state.step + 1,
     params=params,
     opt_state=opt_state,
-    ema=_average(state, params["student"], ema_decay),
+    ema=_average(state.step, state.ema, params["student"], ema_decay),
+    teachers_ema=_average(state.step, state.teachers_ema, params["teachers"], ema_decay),
   )
 
 
@@ -157,15 +156,22 @@ def _finite_or(
   return chosen, metrics | {"skipped": 1.0 - finite}
 
 
-def _keep(output: Output, features: Sequence[str]) -> Output:
-  return output._replace(features={name: output.features[name] for name in features})
+def _keep(outputs: Outputs, features: Sequence[str]) -> Outputs:
+  """Without the features that are not among these."""
+
+  def kept(x: Output | jax.Array) -> Output | jax.Array:
+    if not isinstance(x, Output):
+      return x
+    return x._replace(features={name: x.features[name] for name in features})
+
+  return jax.tree.map(kept, outputs, is_leaf=lambda x: isinstance(x, Output))
 
 
 def _scores(
   outputs: Outputs, labels: jax.Array, settings: ConfidenceSettings
 ) -> dict[str, jax.Array]:
   """Teacher's name (and the student's, if asked for) -> its Dice: (), or (3,) by region."""
-  networks = dict(outputs.teachers)
+  networks = dict(outputs.heard.teachers)
   if networks and settings.above_student:
     networks[confidence_lib.STUDENT] = outputs.student
 
@@ -201,12 +207,12 @@ def _batch_dice(outputs: Outputs, labels: jax.Array) -> Metrics:
   }
 
 
-def _average(state: TrainState, student: Params, decay: float) -> Params | None:
-  """The exponential average of the student, quick to follow in its first steps."""
-  if state.ema is None:
+def _average(step: jax.Array, old: Params | None, new: Params, decay: float) -> Params | None:
+  """The exponential average of parameters, quick to follow in its first steps; None stays None."""
+  if old is None:
     return None
-  d = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-  return jax.tree.map(lambda old, new: d * old + (1 - d) * new, state.ema, student)
+  d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(lambda old, new: d * old + (1 - d) * new, old, new)
 
 
 def batch_sharding(mesh: Mesh) -> dict[str, NamedSharding]:

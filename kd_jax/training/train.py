@@ -92,13 +92,16 @@ def _loop(run: "_Run", mesh: Mesh) -> None:
 
 def _batches(run: "_Run", mesh: Mesh) -> Generator[step_lib.Batch, None, None]:
   """The training batches from the run's next step on, on the devices of the mesh."""
-  data, dataset = run.settings.data, run.setup.dataset
+  data, entries = run.settings.data, run.setup.dataset.entries
+  first, second = ([entries[name] for name in names] for names in (*run.setup.cohorts, [])[:2])
   shardings = step_lib.batch_sharding(mesh)
   rows = pipeline.rows_here(shardings["label"], data.batch)
   batches = pipeline.training_batches(
-    [dataset.entries[name] for name in dataset.train],
+    first,
     data.sampling,
+    second=second,
     batch=data.batch,
+    parts=run.settings.train.accumulate,
     seed=run.settings.seed,
     first=run.setup.first,
     rows=rows,
@@ -176,7 +179,8 @@ class _Run:
   def validate(self, step: int) -> Validation:
     """Scores all networks, notes the best step, lowers learning rates by the plateau rule."""
     began, framework = time.monotonic(), self.setup.framework
-    networks = framework.networks(self.state.params)
+    heard = self.state.teachers_ema or self.state.params["teachers"]
+    networks = framework.networks(self.state.params | {"teachers": heard})
     if self.state.ema is not None:
       networks["student"] = (self.state.ema, self.settings.model.student)
     result = validate(

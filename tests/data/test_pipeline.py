@@ -257,6 +257,23 @@ def test_some_rows_of_a_batch_are_what_they_are_in_the_whole(entries, rows):
   assert_same(part, [{name: x[rows] for name, x in batch.items()} for batch in whole])
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_cohorts_take_turns_in_each_part_of_a_batch(entries, parts):
+  """Part p of a batch has the samples p, p + parts, ...: see training/accumulate.py."""
+  first, second = entries[:1], entries[1:]
+  stream = take(6, first, WHOLE, batch=4, second=second, parts=parts)
+  known = {open_entry(path).images.tobytes(): path in first for path in entries}
+  cohorts = [[known[image.tobytes()] for image in batch["image"]] for batch in stream]
+  for batch in cohorts:
+    for part in range(parts):
+      own = batch[part::parts]
+      assert own == [True, False] * (len(own) // 2)
+  seen = [image.tobytes() for batch in stream[:3] for image in batch["image"]]
+  assert len(set(seen)) == len(entries), "each pass has every case of its cohort"
+  rest = take(4, first, WHOLE, batch=4, second=second, parts=parts, first=2)
+  assert_same(rest, stream[2:])
+
+
 def test_the_rows_of_the_only_process_are_all():
   for shape in ((1, 1), (4, 2), (2, 4)):
     mesh = make_mesh(*shape)

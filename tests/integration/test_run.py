@@ -50,13 +50,28 @@ def test_a_run_leaves_what_the_readme_says(finished):
 
 
 def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(place, finished):
-  workdir = place.folder / "interrupted"
-  process = place.start("interrupted")
+  check_interrupted(place, finished)
+
+
+@pytest.mark.slow
+def test_so_do_those_of_two_cohorts(place):
+  place.finish(place.start("cohorts", model__cohorts=2))
+  workdir = check_interrupted(place, place.folder / "cohorts", model__cohorts=2)
+  halves = json.loads((workdir / "cohorts.json").read_text())
+  assert halves == json.loads((place.folder / "cohorts/cohorts.json").read_text())
+  assert {"val/dice/flair_first/WT", "val/dice/flair_second/WT"} <= set().union(*numbers(workdir))
+
+
+def check_interrupted(place, finished, **settings):
+  """Kills a run, stops it, lets it end, and compares; returns its work directory."""
+  name = f"interrupted-{finished.name}"
+  workdir = place.folder / name
+  process = place.start(name, **settings)
   wait_for_checkpoint(process, workdir, 3)
   process.kill()
   process.communicate()
 
-  process = place.start("interrupted")
+  process = place.start(name, **settings)
   wait_for_checkpoint(process, workdir, 8)
   process.send_signal(signal.SIGTERM)
   output, code = process.communicate(timeout=120)[0], process.returncode
@@ -65,7 +80,7 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(place, finished):
   assert code == 128 + signal.SIGTERM, output
   assert "stopped by SIGTERM" in output and "the checkpoint is saved" in output
 
-  output = place.finish(place.start("interrupted"))
+  output = place.finish(place.start(name, **settings))
   assert "going on from step" in output
   expected, actual = arrays(finished, STEPS), arrays(workdir, STEPS)
   assert expected.keys() == actual.keys() and len(expected) > 100
@@ -75,6 +90,7 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(place, finished):
   assert by_step == {x["step"]: x for x in numbers(workdir) if "val/score" in x}
   steps = [x["step"] for x in numbers(workdir) if "train/loss/student" in x]
   assert steps == sorted(set(steps)), "a step is recorded twice"
+  return workdir
 
 
 def test_a_finished_run_has_nothing_left_to_do(place, finished):
