@@ -31,7 +31,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common, forms, timing, train_step
-from benchmarks.flops import forward_flops
+from benchmarks.flops import forward_flops, step_flops
 from benchmarks.kernels import KINDS, Kernel, kernels
 from benchmarks.targets import TARGETS, Target, mesh_of
 from kd_jax.models.conv_choice import Convolutions
@@ -110,7 +110,7 @@ def measure(
   if program == "step":
     lowered, _ = train_step.lower_step(run, mesh, how)
     window = run.data.patch
-    counted = 3 * run.data.batch * forward_flops(run.model, window)
+    counted = run.data.batch * step_flops(run.model, window)
   else:
     lowered, window = lower_prediction(run, mesh, how, spacing)
     alone = train_step.settings(run.model.filters, window, 1, run.model.dtype, "student_only")

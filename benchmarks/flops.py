@@ -1,5 +1,6 @@
 """The floating-point operations of the networks, counted from the shapes of their kernels."""
 
+import dataclasses
 import math
 
 import jax
@@ -17,7 +18,6 @@ def forward_flops(settings: ModelSettings, patch: tuple[int, int, int]) -> int:
   """Two for each multiply-add of all networks' convolutions, for one sample forward.
 
   Zeros that pad count as numbers; norms, activations and losses (a few percent) do not count.
-  Backward costs twice as much: one such product for the inputs' gradients, one for the kernels'.
   """
   params = jax.eval_shape(Framework(settings).init, jax.random.key(0))
   total = 0
@@ -26,6 +26,18 @@ def forward_flops(settings: ModelSettings, patch: tuple[int, int, int]) -> int:
     if path[-1] == "kernel":
       total += 2 * math.prod(leaf.shape) * _positions(path, patch)
   return total
+
+
+def step_flops(settings: ModelSettings, patch: tuple[int, int, int]) -> int:
+  """As `forward_flops`, for one sample in a training step.
+
+  Backward costs twice as much as forward: one such product for the inputs' gradients, one for the
+  kernels'. A second cohort of teachers goes forward alone.
+  """
+  once = dataclasses.replace(settings, cohorts=1)
+  forward = forward_flops(once, patch)
+  student = forward_flops(dataclasses.replace(once, teachers={}), patch)
+  return 3 * forward + (settings.cohorts - 1) * (forward - student)
 
 
 def _positions(path: list[str], patch: tuple[int, int, int]) -> int:

@@ -39,7 +39,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common, timing, train_step
-from benchmarks.flops import forward_flops
+from benchmarks.flops import step_flops
 from kd_jax.models.conv import Forms
 from kd_jax.models.conv_choice import Convolutions
 from kd_jax.runtime.errors import ConfigError
@@ -66,7 +66,7 @@ def main() -> None:
     data, space = _mesh_shape(text, sizes["side"], multiple(sizes["filters"]))
     began, patch = time.monotonic(), (sizes["side"],) * 3
     settings = train_step.settings(sizes["filters"], patch, data * arguments.batch, "float32")
-    flops = 3 * forward_flops(settings.model, patch)
+    flops = step_flops(settings.model, patch)
     lowered, _ = train_step.lower_step(settings, make_mesh(data, space), convolutions)
     compiled = lowered.compile(compiler_options=QUICK)
     found = collectives(compiled.as_text(), space)

@@ -35,7 +35,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common, timing
-from benchmarks.flops import forward_flops
+from benchmarks.flops import step_flops
 from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.framework import Framework
 from kd_jax.models.remat import REMATS
@@ -75,7 +75,7 @@ def main() -> None:
   ):
     patch = (sizes["side"],) * 3
     run = settings(sizes["filters"], patch, batch, dtype, variants, **saving)
-    counted[variants] = 3 * forward_flops(run.model, patch)
+    counted[variants] = step_flops(run.model, patch)
     common.tell(f"{variants}, {dtype}, batch {batch}: compiling")
     block = arguments.steps or sizes["block"]
     measured = measure(run, sizes["rounds"], block, arguments.against)
@@ -251,7 +251,7 @@ def measure(
 ) -> list[dict[str, Any]]:
   """The rows of one dtype and batch: ours, and those it is compared with."""
   dtype, batch = settings.model.dtype, settings.data.batch
-  counted = 3 * forward_flops(settings.model, settings.data.patch) * batch
+  counted = step_flops(settings.model, settings.data.patch) * batch
   ours = jax_program(settings)
   row = {
     "program": "kd_jax",

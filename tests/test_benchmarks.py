@@ -13,7 +13,7 @@ import pytest
 from quick import QUICK
 
 from benchmarks import scaling, timing, train_step
-from benchmarks.flops import forward_flops
+from benchmarks.flops import forward_flops, step_flops
 from kd_jax.method.objective import objective
 from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.framework import Framework
@@ -58,7 +58,8 @@ def test_flops_are_those_of_a_hand_count():
   assert forward_flops(spec, (side,) * 3) == expected
 
 
-def test_flops_are_those_of_the_traced_program():
+@pytest.mark.parametrize("cohorts", [1, 2])
+def test_flops_are_those_of_the_traced_program(cohorts):
   """Every convolution and matrix product in the networks' own program, padding included."""
   # Forms for the CPU may need fewer multiplications than they stand for.
   spec = ModelSettings(
@@ -67,12 +68,13 @@ def test_flops_are_those_of_the_traced_program():
     filters=(4, 8, 12, 32),
     fusion_levels=2,
     attention="cbam",
+    cohorts=cohorts,
   )
   patch, framework = (16, 24, 32), Framework(spec, convolutions=Convolutions("tpu"))
   params = jax.eval_shape(framework.init, jax.random.key(0))
-  images = jax.ShapeDtypeStruct((1, 4, *patch), jnp.float32)
+  images = jax.ShapeDtypeStruct((cohorts, 4, *patch), jnp.float32)
   traced = flops_of(jax.make_jaxpr(framework)(params, images).jaxpr)
-  assert forward_flops(spec, patch) == traced
+  assert cohorts * forward_flops(spec, patch) == traced
 
 
 def flops_of(jaxpr):
@@ -94,7 +96,7 @@ def flops_of(jaxpr):
 def test_the_papers_step_has_about_21_teraflop_a_sample():
   settings = train_step.settings(PAPER["filters"], (PAPER["side"],) * 3, 1, "float32")
   assert len(settings.model.teachers) == 3
-  counted = 3 * forward_flops(settings.model, settings.data.patch)
+  counted = step_flops(settings.model, settings.data.patch)
   assert counted == pytest.approx(21.3e12, rel=0.01)
 
 

@@ -72,7 +72,7 @@ def run(
   factor = 1.0
   if job.recipe == EQUAL_TIME:
     operations = [
-      flops.forward_flops(own.model, own.data.patch)
+      flops.step_flops(own.model, own.data.patch)
       for own in (plain(job._replace(recipe=name), folds=folds) for name in (DEFAULT, ALONE))
     ]
     said = patients.settle_equal_time(output, job, folds, operations[0] / operations[1], measured)

@@ -39,6 +39,11 @@ RECIPES = {
   ALONE: Recipe("the student alone", ALONE),
   "best": Recipe("the default: teachers see T1ce too, and are distilled on WT"),
   "classes": Recipe("the default, distilled over all classes", "", _ALL_CLASSES),
+  "cross_fit": Recipe(
+    "the default; of a case the student hears teachers who have not trained on it",
+    "",
+    {"model.cohorts": 2},
+  ),
   "no_fusion": Recipe("the default without CDSFL", "", {"model.fusion_levels": 0}),
   "no_kd": Recipe(
     "the default without any KD term: the deep supervision of its student alone",

@@ -12,7 +12,7 @@ import jax
 
 from benchmarks import convolution, forms, step_profile, train_step
 from benchmarks.device.turns import Turns
-from benchmarks.flops import forward_flops
+from benchmarks.flops import step_flops
 from kd_jax.models import conv_choice
 from kd_jax.models.conv_choice import Convolutions
 from kd_jax.runtime import compiler_options
@@ -117,7 +117,7 @@ def timed(one: Callable[[], Any]) -> list[float]:
 def measured(seconds: Sequence[float], run: Settings, peak_gb: float | None) -> dict[str, Any]:
   """What is known of a step once it ran."""
   median = statistics.median(seconds)
-  counted = 3 * forward_flops(run.model, run.data.patch) * run.data.batch
+  counted = step_flops(run.model, run.data.patch) * run.data.batch
   spread = {"median": median, "least": min(seconds), "most": max(seconds)}
   return {
     "milliseconds": {name: 1e3 * value for name, value in spread.items()},
