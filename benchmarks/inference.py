@@ -57,7 +57,7 @@ from kd_jax.data.own_masks import Journal
 from kd_jax.prediction import predict as predict_lib
 from kd_jax.prediction import sliding_window
 from kd_jax.prediction.finished import Known
-from kd_jax.prediction.predict import Output
+from kd_jax.prediction.output import Output
 from kd_jax.prediction.predictor import Predictor, Prepared
 from kd_jax.prediction.student import Architecture, Preparation, Student
 from kd_jax.runtime.errors import ConfigError

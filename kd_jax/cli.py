@@ -156,7 +156,8 @@ def compare(call: Call) -> None:
 def predict(call: Call) -> None:
   """Masks of new scans."""
   from kd_jax.dicom.files import holds_dicom
-  from kd_jax.prediction.predict import Output, predict
+  from kd_jax.prediction.output import Output
+  from kd_jax.prediction.predict import predict
 
   predictor = call.ensemble()
   convention = call.output_convention(predictor)

@@ -14,7 +14,8 @@ from students import make_student
 from kd_jax.data import nifti
 from kd_jax.evaluation.compare import read_scores
 from kd_jax.evaluation.masks import evaluate_masks
-from kd_jax.prediction.predict import Output, predict
+from kd_jax.prediction.output import Output
+from kd_jax.prediction.predict import predict
 from kd_jax.prediction.predictor import Predictor, Prepared
 from kd_jax.runs.log import RunLog
 from kd_jax.runtime.errors import CaseError, UserError, one_line, printable

@@ -84,7 +84,8 @@ from pathlib import Path
 import kd_jax.cli, kd_jax.evaluation.masks, kd_jax.evaluation.compare, kd_jax.report.visualize
 from kd_jax.evaluation.choice import Choice
 from kd_jax.evaluation.students import evaluate
-from kd_jax.prediction.predict import Output, predict
+from kd_jax.prediction.output import Output
+from kd_jax.prediction.predict import predict
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.runs.students import open_students
 from kd_jax.runtime.terminal import Terminal

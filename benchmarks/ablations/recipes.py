@@ -40,9 +40,7 @@ RECIPES = {
   "best": Recipe("the default: teachers see T1ce too, and are distilled on WT"),
   "classes": Recipe("the default, distilled over all classes", "", _ALL_CLASSES),
   "cross_fit": Recipe(
-    "the default; of a case the student hears teachers who have not trained on it",
-    "",
-    {"model.cohorts": 2},
+    "the default; of a case the student hears teachers who have not trained on it", "cross_fit"
   ),
   "no_fusion": Recipe("the default without CDSFL", "", {"model.fusion_levels": 0}),
   "no_kd": Recipe(

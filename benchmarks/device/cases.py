@@ -9,7 +9,7 @@ import jax
 from benchmarks import inference as predicting
 from benchmarks import inference_inputs as inputs
 from benchmarks.device.turns import Turns
-from kd_jax.prediction.predict import Output
+from kd_jax.prediction.output import Output
 from kd_jax.prediction.student import Architecture, Preparation
 
 

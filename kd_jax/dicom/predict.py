@@ -22,7 +22,8 @@ from kd_jax.dicom.geometry import Stack, stack
 from kd_jax.dicom.packages import needed
 from kd_jax.dicom.prepare import Steps
 from kd_jax.dicom.series import Series, read_folder, text
-from kd_jax.prediction.predict import Output, predict_scans
+from kd_jax.prediction.output import Output
+from kd_jax.prediction.predict import predict_scans
 from kd_jax.prediction.prediction import Prediction
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.runtime.errors import ConfigError, UserError

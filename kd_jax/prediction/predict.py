@@ -2,8 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from kd_jax.data.scans import Scans, find_scans
 from kd_jax.prediction import finished
 from kd_jax.prediction.assessment import assess, lines, volumes_ml
 from kd_jax.prediction.finished import Known, Verdict
+from kd_jax.prediction.output import Output
 from kd_jax.prediction.prediction import Prediction, Prepared
 from kd_jax.prediction.predictor import Predictor, overlapped
 from kd_jax.runtime import processes
@@ -24,50 +24,10 @@ from kd_jax.runtime.files import read_json, write_bytes
 from kd_jax.runtime.terminal import Terminal, error_table
 from kd_jax.settings import record
 from kd_jax.settings.inference import MinimumSizes
-from kd_jax.tasks import labels
 from kd_jax.tasks.names import Patterns
 
 # In predict.json where an earlier version, which recorded no cases, has written masks too.
 _UNRECORDED = "masks_without_record"
-
-
-@dataclass(frozen=True)
-class Output:
-  """What to write.
-
-  Attributes:
-    folder: where.
-    convention: what the numbers in the masks mean, see labels.canonical.
-    probabilities: write maps of WT, TC and ET too.
-    overwrite: replace files that this program has not written, or that were changed since.
-    uncertainty: names of the maps of uncertainty to write, see Predictor.uncertainty_maps.
-    onto: brings a prediction to the space that the files are to have; None for the scan's own.
-    dicom: makes a DICOM segmentation of (D, H, W) classes in that space; None writes none.
-  """
-
-  folder: Path
-  convention: str
-  probabilities: bool = False
-  overwrite: bool = False
-  uncertainty: Sequence[str] = ()
-  onto: Callable[[Prediction], Prediction] | None = None
-  dicom: Callable[[np.ndarray], bytes] | None = None
-
-  def mask(self, name: str) -> Path:
-    return self.folder / f"{name}.nii.gz"
-
-  def map(self, name: str, what: str) -> Path:
-    """Of a region's probability, or of uncertainty."""
-    return self.folder / f"{name}_{what}.nii.gz"
-
-  def segmentation(self, name: str) -> Path:
-    return self.folder / f"{name}.dcm"
-
-  def files(self, name: str) -> list[Path]:
-    """All files of a case."""
-    maps = (*(labels.REGIONS if self.probabilities else ()), *self.uncertainty)
-    files = [self.mask(name), *(self.map(name, what) for what in maps)]
-    return files + ([self.segmentation(name)] if self.dicom else [])
 
 
 def predict(
@@ -266,7 +226,7 @@ def _write(
   reference = prediction.scan
   content = {
     path: nifti.encode_like(path.name, x, reference)
-    for path, x in _maps(name, prediction, classes, output)
+    for path, x in output.arrays(name, prediction, classes)
   }
   if output.dicom:
     content[output.segmentation(name)] = output.dicom(classes)
@@ -280,17 +240,6 @@ def _write(
   journal.note(name, Entry(inputs, outputs, facts))
   for path, x in content.items():
     write_bytes(path, x)
-
-
-def _maps(
-  name: str, prediction: Prediction, classes: np.ndarray, output: Output
-) -> Iterator[tuple[Path, np.ndarray]]:
-  """The files of a case with what is in them, (D, H, W) each; one is in memory at a time."""
-  yield output.mask(name), labels.from_classes(classes, output.convention)
-  for region in labels.REGIONS if output.probabilities else ():
-    yield output.map(name, region), prediction.whole(prediction.region(region))
-  for what, x in prediction.uncertainty() if output.uncertainty else ():
-    yield output.map(name, what), x
 
 
 def _remove(path: Path) -> None:

@@ -183,6 +183,10 @@ VARIANTS: dict[str, Variant] = {
   ),
   "t1": Variant("T1 student; FLAIR, T2 and T1ce teachers", _t1),
   "two_level": Variant("CDSFL at half and quarter resolution", {"model.fusion_levels": 2}),
+  "cross_fit": Variant(
+    "two cohorts of teachers: of a case the student hears those who have not trained on it",
+    {"model.cohorts": 2},
+  ),
   "resenc": Variant(
     "nnU-Net's residual encoder U-Net, as student and as teachers",
     {"model.network": "resenc", "model.teacher_network": "same"},

@@ -155,8 +155,7 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
   make_step = functools.partial(
     _train_step, settings, convolutions, optimizers, steps_per_epoch, mesh
   )
-  state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
-  remat = memory.choose(settings, convolutions, mesh.shape, state_bytes)
+  remat = memory.choose(settings, convolutions, mesh.shape, _bytes(state))
   dtype = framework.dtype.name
   options, warnings = compiler_options.choose(train.compiler_options, dtype)
   setup = Setup(
@@ -180,10 +179,23 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
   for text in told:
     log.line(text, terminal=False)
   if processes.first():
-    computed = {"dtype": dtype, "remat": remat.remats[0], "compiler_options": dict(options)}
-    made = provenance.record(workdir, step=first, seed=settings.seed, **computed)
-    log.line(f"seed {settings.seed}, {provenance.source(made)}; all of it: {RUN_FILE}")
+    _record(setup, settings, workdir)
   return setup
+
+
+def _bytes(state: TrainState) -> int:
+  return sum(x.nbytes for x in jax.tree.leaves(state))
+
+
+def _record(setup: Setup, settings: Settings, workdir: Path) -> None:
+  """Notes this start of the run, and says so."""
+  computed = {
+    "dtype": setup.framework.dtype.name,
+    "remat": setup.remat.remats[0],
+    "compiler_options": dict(setup.options),
+  }
+  made = provenance.record(workdir, step=setup.first, seed=settings.seed, **computed)
+  setup.log.line(f"seed {settings.seed}, {provenance.source(made)}; all of it: {RUN_FILE}")
 
 
 def _train_step(

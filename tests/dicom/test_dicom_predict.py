@@ -26,7 +26,7 @@ from students import make_student  # noqa: E402
 
 from kd_jax.dicom.packages import unheard  # noqa: E402
 from kd_jax.dicom.predict import Request, predict  # noqa: E402
-from kd_jax.prediction.predict import Output  # noqa: E402
+from kd_jax.prediction.output import Output  # noqa: E402
 from kd_jax.prediction.predictor import Predictor, Prepared  # noqa: E402
 from kd_jax.prediction.student_directory import export  # noqa: E402
 from kd_jax.runtime.errors import UserError  # noqa: E402

@@ -28,7 +28,7 @@ from kd_jax.data import nifti  # noqa: E402
 from kd_jax.dicom import atlas, transform  # noqa: E402
 from kd_jax.dicom.predict import Request, predict  # noqa: E402
 from kd_jax.dicom.prepare import Steps, needs  # noqa: E402
-from kd_jax.prediction.predict import Output  # noqa: E402
+from kd_jax.prediction.output import Output  # noqa: E402
 from kd_jax.prediction.predictor import Predictor, Prepared  # noqa: E402
 from kd_jax.runtime.errors import UserError  # noqa: E402
 

@@ -13,11 +13,13 @@ from kd_jax.settings.run import Settings
 ROOT = Path(__file__).resolve().parents[2]
 CHANGES = ROOT / "CHANGELOG.md"  # names what is gone, too
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks" / "RESULTS.md")
-COMMANDS = (*PAGES, *sorted(ROOT.glob("launch/*")), *sorted(ROOT.glob("configs/*.py")))
+LAUNCHERS = sorted(path for path in ROOT.glob("launch/**/*") if path.is_file())
+COMMANDS = (*PAGES, *LAUNCHERS, *sorted(ROOT.glob("configs/*.py")))
 LONGEST_README = 150
 
 # The other options of main.py, and names of other programs.
 OTHER_FLAGS = {"mode", "config", "help", "version", "shm-size", "logdir", "most"}
+OTHER_FLAGS |= {"build-context", "gpus", "read-only", "rm", "tmpfs"}  # of docker
 OTHER_FILES = {"antsRegistrationSyNQuick.sh"}
 EXAMPLES = {"loss.uncertainty"}  # a recipe of docs/architecture.md adds it
 

@@ -12,7 +12,8 @@ from test_predict import SHAPE, Bright, bright, head, said, save
 
 from kd_jax.data import nifti, own_masks
 from kd_jax.data.own_masks import written_by_us
-from kd_jax.prediction.predict import Output, predict
+from kd_jax.prediction.output import Output
+from kd_jax.prediction.predict import predict
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.terminal import Terminal
 

@@ -18,6 +18,7 @@ from kd_jax.data.entry import FORMAT
 from kd_jax.evaluation.choice import Choice
 from kd_jax.evaluation.students import evaluate
 from kd_jax.metrics.volumetric import dice, region_mask, volume_mm3
+from kd_jax.prediction.output import Output
 from kd_jax.prediction.postprocess import (
   COMPONENT_MM3,
   NO_POSTPROCESSING,
@@ -30,7 +31,7 @@ from kd_jax.prediction.postprocess import (
   remove_small_components,
   remove_small_et,
 )
-from kd_jax.prediction.predict import Output, predict
+from kd_jax.prediction.predict import predict
 from kd_jax.prediction.predictor import Predictor, Prepared
 from kd_jax.prediction.student_directory import export
 from kd_jax.runs.students import open_student, open_students

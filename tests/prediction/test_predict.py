@@ -11,7 +11,8 @@ from students import make_student
 from synthetic import AFFINE, make_case
 
 from kd_jax.data import nifti
-from kd_jax.prediction.predict import Output, predict
+from kd_jax.prediction.output import Output
+from kd_jax.prediction.predict import predict
 from kd_jax.prediction.predictor import Predictor, Prepared, overlapped
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError
 from kd_jax.runtime.terminal import Terminal

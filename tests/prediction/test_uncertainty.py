@@ -16,7 +16,8 @@ from kd_jax.data.grid import Grid
 from kd_jax.data.preprocess import PlainImage
 from kd_jax.prediction import sliding_window
 from kd_jax.prediction.assessment import assess, lines
-from kd_jax.prediction.predict import Output, predict
+from kd_jax.prediction.output import Output
+from kd_jax.prediction.predict import predict
 from kd_jax.prediction.prediction import Prediction, Prepared
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.prediction.sliding_window import shapes
