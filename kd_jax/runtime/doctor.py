@@ -32,7 +32,7 @@ _SHARED = Path("/dev/shm")
 EXTRAS = {
   "report": ("nilearn", "the 3-D page of a case"),
   "dicom": ("highdicom", "DICOM series as input and output"),
-  "onnx": ("jax2onnx", "students as ONNX"),
+  "onnx": ("onnx", "students as ONNX"),
   "hub": ("huggingface_hub", "students from the Hugging Face Hub"),
 }
 

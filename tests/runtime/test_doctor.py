@@ -99,6 +99,8 @@ def test_extras_are_those_of_the_package(monkeypatch):
   extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
   assert named == set(doctor.EXTRAS) == set(extras) - {"gpu", "tpu", "all", "docs"}
   assert extras["all"] == [f"kd_jax[{','.join(doctor.EXTRAS)}]"]
+  for name, (module, _) in doctor.EXTRAS.items():  # what is looked for comes with the extra
+    assert any(word.startswith(module.replace("_", "-")) for word in extras[name]), name
 
 
 # --- Devices ------------------------------------------------------------------------------------
