@@ -56,6 +56,7 @@ from kd_jax.data.grid import Triple
 from kd_jax.data.own_masks import Journal
 from kd_jax.prediction import predict as predict_lib
 from kd_jax.prediction import sliding_window
+from kd_jax.prediction.assessment import assess
 from kd_jax.prediction.finished import Known
 from kd_jax.prediction.output import Output
 from kd_jax.prediction.predictor import Predictor, Prepared
@@ -275,7 +276,9 @@ def pieces(predictor: Predictor, scan: Case, output: Output, repeat: int) -> dic
     stamps.append(time.perf_counter())
     prediction = predictor.predict(prepared)
     stamps.append(time.perf_counter())
-    predict_lib._write(scan.name, prediction, {}, output, Known.of({}, False), journal)
+    classes, known = prediction.classes(), Known.of({}, False)
+    facts = assess(prediction, classes, predictor.volumes)
+    predict_lib._write(scan.name, prediction, classes, {}, facts, output, known, journal)
     stamps.append(time.perf_counter())
     for name, (early, late) in zip(seconds, itertools.pairwise(stamps), strict=True):
       seconds[name].append(late - early)

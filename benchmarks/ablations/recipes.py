@@ -42,6 +42,9 @@ RECIPES = {
   "cross_fit": Recipe(
     "the default; of a case the student hears teachers who have not trained on it", "cross_fit"
   ),
+  "cross_fit_strong": Recipe(
+    "cross_fit with four times the weight of the teachers", "cross_fit", {"confidence.total": 2.0}
+  ),
   "no_fusion": Recipe("the default without CDSFL", "", {"model.fusion_levels": 0}),
   "no_kd": Recipe(
     "the default without any KD term: the deep supervision of its student alone",
