@@ -39,6 +39,9 @@ RECIPES = {
   ALONE: Recipe("the student alone", ALONE),
   "best": Recipe("the default: teachers see T1ce too, and are distilled on WT"),
   "classes": Recipe("the default, distilled over all classes", "", _ALL_CLASSES),
+  "strong": Recipe(
+    "the default with four times the weight of the teachers", "", {"confidence.total": 2.0}
+  ),
   "cross_fit": Recipe(
     "the default; of a case the student hears teachers who have not trained on it", "cross_fit"
   ),
