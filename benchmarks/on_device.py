@@ -24,7 +24,6 @@ import argparse
 import datetime
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ from benchmarks.device import sections
 from benchmarks.device.runner import Record, Runner, Section
 from benchmarks.device.turns import Turns
 from kd_jax.runtime.errors import ConfigError
-from kd_jax.runtime.files import write_text
+from kd_jax.runtime.files import slug, write_text
 
 # Processes that read data import this file again: JAX is imported where it is used.
 
@@ -136,7 +135,7 @@ def _kind(done: Sequence[Record]) -> str:
   """Such as nvidia-h200, for the name of a file."""
   rows: list[dict[str, Any]] = [row for one in done for row in one["rows"]]
   kind = rows[0]["machine"]["kind"] if rows else "unknown"
-  return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
+  return slug(kind)
 
 
 if __name__ == "__main__":

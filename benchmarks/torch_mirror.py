@@ -252,13 +252,24 @@ def soft_dice(logits: Tensor, labels: Tensor, regions: tuple[str, ...]) -> Tenso
 # --- The step ---------------------------------------------------------------------------------
 
 
+def kinds(device: str) -> dict[str, dict[str, bool]]:
+  """Name -> keywords of make_step, the fastest first; torch.compile where there is CUDA."""
+  compiled = {"torch compile": {"channels_last": True, "compiled": True}}
+  return {
+    **(compiled if device == "cuda" else {}),
+    "torch channels last": {"channels_last": True},
+    "torch eager": {},
+  }
+
+
 def make_step(
   settings: Settings,
   batch: Mapping[str, Any],
   device: str,
   *,
   dtype: torch.dtype,
-  tuned: bool,
+  channels_last: bool = False,
+  compiled: bool = False,
   net: Mirror | None = None,
 ) -> Callable[[], None]:
   """A function that does one training step on a batch that never changes, and waits for its end.
@@ -268,7 +279,8 @@ def make_step(
     batch: {"image": (B, M, D, H, W), "label": (B, D, H, W)} NumPy arrays.
     device: "cpu" or "cuda".
     dtype: torch.bfloat16 computes under autocast.
-    tuned: torch.compile and channels-last volumes.
+    channels_last: parameters and volumes are laid out so, as PyTorch's tuning guide has it.
+    compiled: by torch.compile.
     net: what to train; fresh if None.
   """
   torch.backends.cuda.matmul.allow_tf32 = True  # as JAX's default has it, and cuDNN's
@@ -276,8 +288,9 @@ def make_step(
   mirror = (net or Mirror(settings.model)).to(device)
   images = torch.from_numpy(batch["image"]).to(device).float()
   labels = torch.from_numpy(batch["label"]).to(device).long()
-  if tuned:
+  if channels_last:
     mirror = mirror.to(memory_format=torch.channels_last_3d)
+    images = images.contiguous(memory_format=torch.channels_last_3d)
   groups = {
     "teachers": [*mirror.teachers.parameters(), *mirror.fusion.parameters()],
     "student": list(mirror.student.parameters()),
@@ -296,7 +309,7 @@ def make_step(
       found = [soft_dice(o.logits, labels, confidence.regions) for o in outputs.teachers.values()]
     return teachers + student, torch.stack(found)
 
-  if tuned:
+  if compiled:
     loss_fn = torch.compile(loss_fn)
 
   def step() -> None:

@@ -292,17 +292,16 @@ def measure(
 
 
 def _torch_programs(settings: Settings) -> Mapping[str, Callable[[], None]]:
-  """The mirror as written, and where there is CUDA as fast as PyTorch has it."""
+  """The mirror as written, in PyTorch's faster layout and, where there is CUDA, compiled too."""
   import torch
 
   from benchmarks import torch_mirror
 
   device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
   dtype, batch = getattr(torch, settings.model.dtype), random_batch(settings)
-  kinds = {"torch eager": False} | ({"torch compile": True} if device == "cuda" else {})
   return {
-    name: torch_mirror.make_step(settings, batch, device, dtype=dtype, tuned=tuned)
-    for name, tuned in kinds.items()
+    name: torch_mirror.make_step(settings, batch, device, dtype=dtype, **kind)
+    for name, kind in torch_mirror.kinds(device).items()
   }
 
 

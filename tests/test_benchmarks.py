@@ -248,7 +248,8 @@ def test_the_mirror_computes_the_same(gradients):
       np.testing.assert_allclose(a, b, 1e-3, 1e-5)
 
 
-def test_the_mirrors_step_trains():
+@pytest.mark.parametrize("kind", [{}, {"channels_last": True}])
+def test_the_mirrors_step_trains(kind):
   torch = pytest.importorskip("torch")
   from benchmarks import torch_mirror
 
@@ -256,9 +257,7 @@ def test_the_mirrors_step_trains():
   batch, rate = train_step.random_batch(settings), settings.optim.student.learning_rate
   mirror = torch_mirror.Mirror(settings.model)
   before = [parameter.detach().clone() for parameter in mirror.parameters()]
-  step = torch_mirror.make_step(
-    settings, batch, "cpu", dtype=torch.float32, tuned=False, net=mirror
-  )
+  step = torch_mirror.make_step(settings, batch, "cpu", dtype=torch.float32, net=mirror, **kind)
   step()
   after = [parameter.detach() for parameter in mirror.parameters()]
   moved = np.array([float((a - b).abs().max()) for a, b in zip(before, after, strict=True)])

@@ -44,9 +44,12 @@ ANSWERS = [
   ([CONFIG, "--config.data.fol=1"], "unknown setting data.fol; did you mean data.fold?"),
   ([CONFIG, "--config.traim.epochs=1"], "unknown setting traim.epochs; did you mean train.epochs?"),
   ([CONFIG, "--config.spacing=1"], "unknown setting spacing; did you mean data.spacing?"),
-  ([CONFIG, "--config.train.lr=1"], "unknown setting train.lr; docs/settings.md lists all"),
+  (
+    [CONFIG, "--config.train.lr=1"],
+    "train.lr; python -m kd_jax.settings.run lists all",
+  ),
   ([CONFIG, "--config.data.fold.k=1"], "unknown setting data.fold.k; did you mean data.fold?"),
-  ([CONFIG, "--config.qqq=1"], "unknown setting qqq; docs/settings.md lists all"),
+  ([CONFIG, "--config.qqq=1"], "unknown setting qqq; python -m kd_jax.settings.run lists all"),
   (
     [CONFIG, "--config.data.tumour=1"],
     "the setting data.tumour is now called data.foreground_oversampling",

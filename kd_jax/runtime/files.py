@@ -4,6 +4,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 import socket
 import stat
 import tempfile
@@ -27,6 +28,11 @@ def at_home(path: str | os.PathLike) -> Path:
       f"./{expanded} for a folder of that name"
     )
   return Path(expanded)
+
+
+def slug(name: str) -> str:
+  """A name as file names have it: "NVIDIA H200" -> "nvidia-h200"."""
+  return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

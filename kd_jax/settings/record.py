@@ -86,7 +86,7 @@ def explain_unknown(name: str) -> str:
   last = name.rpartition(".")[2]
   near = [known for known in settings if known.rpartition(".")[2] == last]
   near = near if 0 < len(near) < 4 else _similar(name, settings)
-  hint = f"did you mean {' or '.join(near)}?" if near else "docs/settings.md lists all"
+  hint = f"did you mean {' or '.join(near)}?" if near else "python -m kd_jax.settings.run lists all"
   return f"unknown setting {name}; {hint}"
 
 

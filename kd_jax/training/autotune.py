@@ -6,7 +6,6 @@ a GPU. The times stay in the cache folder, by kind of device and version of jaxl
 
 import json
 import math
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -191,7 +190,7 @@ def tuned(
   """
   device = jax.devices()[0]
   named = "-".join([device.device_kind, jaxlib.__version__, *(name for name, _ in options)])
-  path = cache / f"{slug(named)}.json"
+  path = cache / f"{files.slug(named)}.json"
   known = _read(path)
   missing = [
     (convolution, direction)
@@ -219,11 +218,6 @@ def directions(convolution: Convolution) -> tuple[str, ...]:
   """An image needs no gradient, and a network's first convolutions read images."""
   few = convolution.channels <= _FEW
   return tuple(d for d in conv_forms.DIRECTIONS if not few or d != "to_input")
-
-
-def slug(kind: str) -> str:
-  """A device's kind as file names have it: "NVIDIA H200" -> "nvidia-h200"."""
-  return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
 
 
 def _read(path: Path) -> dict[tuple[Convolution, str], Times]:

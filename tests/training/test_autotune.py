@@ -10,6 +10,7 @@ import pytest
 from kd_jax.models import conv_choice, conv_forms
 from kd_jax.models.conv_choice import Convolution, Times
 from kd_jax.runs.layout import CONVOLUTIONS_FILE
+from kd_jax.runtime import files
 from kd_jax.settings import presets
 from kd_jax.training import autotune
 
@@ -104,7 +105,7 @@ def test_what_was_measured_once_is_not_measured_again(measured, tmp_path):
   first = autotune.tuned([TINY], (), tmp_path, told.append, told_progress)
   assert [t.direction for t in first] == ["forward", "to_kernel"]  # an image needs no gradient
   assert re.search("measuring 2 convolutions on cpu", told[0])
-  kept = tmp_path / f"cpu-{autotune.slug(jaxlib.__version__)}.json"
+  kept = tmp_path / f"cpu-{files.slug(jaxlib.__version__)}.json"
   assert str(kept) in told[1]
   other = TINY._replace(channels=8)
   again = autotune.tuned([TINY, other], (), tmp_path, told.append, told_progress)

@@ -5,6 +5,7 @@ import functools
 import json
 from pathlib import Path
 
+import descent
 import jax
 import numpy as np
 import optax
@@ -23,7 +24,6 @@ from kd_jax.runs.layout import COHORTS_FILE
 from kd_jax.runtime.errors import ConfigError, UserError
 from kd_jax.settings import presets
 from kd_jax.settings.model import ModelSettings
-from kd_jax.settings.training import GROUPS
 from kd_jax.training import cohorts
 from kd_jax.training.mesh import make_mesh
 from kd_jax.training.state import from_items, init_state, to_items
@@ -54,10 +54,8 @@ def batch():
 @pytest.fixture(scope="module")
 def state(framework):
   """On the host, in float64."""
-  optimizers = {group: optax.sgd(RATE) for group in GROUPS}
-  made = init_state(framework, optimizers, published.confidence(), jax.random.key(0), ema=True)
-  widen = lambda x: x.astype(np.float64) if np.issubdtype(x.dtype, np.floating) else x  # noqa: E731
-  return jax.tree.map(lambda x: widen(np.asarray(x)), made)
+  optimizers, key = descent.optimizers(RATE), jax.random.key(0)
+  return descent.widened(init_state(framework, optimizers, published.confidence(), key, ema=True))
 
 
 def changed(tree, seed):
@@ -69,10 +67,9 @@ def changed(tree, seed):
 @functools.cache
 def compiled(framework, shape, **options):
   """The step on a mesh."""
-  optimizers = {group: optax.sgd(RATE) for group in GROUPS}
   make = make_train_step(
     framework,
-    optimizers,
+    descent.optimizers(RATE),
     published.loss(),
     published.confidence(update="ema"),
     steps_per_epoch=1,

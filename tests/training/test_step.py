@@ -9,10 +9,10 @@ import dataclasses
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
+import descent
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import published
 import pytest
 from jax.sharding import NamedSharding
@@ -46,24 +46,13 @@ def framework(tiny):
 
 @pytest.fixture(scope="module")
 def optimizers():
-  """Plain descent: Adam would blow rounding noise in dead gradients up to whole steps."""
-  return {group: optax.sgd(RATE) for group in GROUPS}
+  return descent.optimizers(RATE)
 
 
 @pytest.fixture(scope="module")
 def first_state(framework, optimizers):
   """On the host: programs are given copies, since they take over what they are given."""
-  return widened(init_state(framework, optimizers, CONFIDENCE, jax.random.key(0), ema=True))
-
-
-def widened(tree):
-  """On the host, its real numbers in float64."""
-
-  def widen(x):
-    x = np.array(x)
-    return x.astype(np.float64) if np.issubdtype(x.dtype, np.floating) else x
-
-  return jax.tree.map(widen, tree)
+  return descent.widened(init_state(framework, optimizers, CONFIDENCE, jax.random.key(0), ema=True))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +75,9 @@ def whole(optimizers, batch):
   """Of real networks, one of them a teacher: what a mesh does to their gradients must show."""
   spec = dataclasses.replace(SPEC, teachers={"flair": ("flair",)}, dtype="float64")
   framework = Framework(spec)
-  state = widened(init_state(framework, optimizers, CONFIDENCE, jax.random.key(0), ema=True))
+  state = descent.widened(
+    init_state(framework, optimizers, CONFIDENCE, jax.random.key(0), ema=True)
+  )
   made = Programs(framework, optimizers, state, batch)
   yield made
   made._pool.shutdown()
@@ -130,7 +121,7 @@ class Programs:
     """State, batch and key on the devices of a mesh."""
     mesh = make_mesh(*shape)
     with jax.enable_x64(True):
-      state = widened(self.state if state is None else state)
+      state = descent.widened(self.state if state is None else state)
       state, key = jax.device_put((state, jax.random.key(7)), NamedSharding(mesh, P()))
       return state, jax.device_put(self.batch, batch_sharding(mesh)), key
 
