@@ -19,7 +19,6 @@ import jax.numpy as jnp
 
 from kd_jax.models import conv_forms
 from kd_jax.models.conv import Forms
-from kd_jax.runtime import cuda
 
 _TIMES = Path(__file__).parent / "conv_times"
 _FEW_CHANNELS = 4  # below, a convolution is a case of its own
@@ -106,8 +105,8 @@ def of_device(device: jax.Device) -> Convolutions:
   kinds = {record["device"]: record for record in records}
   if device.device_kind in kinds:
     return Convolutions("gpu", times_of(kinds[device.device_kind]))
-  version = cuda.capability(device)
-  own = float(cuda.text(version)) if version else math.inf  # AMD's
+  text = str(getattr(device, "compute_capability", ""))
+  own = float(text) if text.replace(".", "", 1).isdigit() else math.inf  # AMD's is such as gfx90a
 
   def distance(record: Mapping[str, Any]) -> tuple[bool, float, float]:
     theirs = _capability(record)  # of the same generation, then the nearest, then the newest
