@@ -279,7 +279,7 @@ def make_step(
     batch: {"image": (B, M, D, H, W), "label": (B, D, H, W)} NumPy arrays.
     device: "cpu" or "cuda".
     dtype: torch.bfloat16 computes under autocast.
-    channels_last: parameters and volumes are laid out so, as PyTorch's tuning guide has it.
+    channels_last: parameters and volumes are laid out so.
     compiled: by torch.compile.
     net: what to train; fresh if None.
   """

@@ -46,7 +46,7 @@ ANSWERS = [
   ([CONFIG, "--config.spacing=1"], "unknown setting spacing; did you mean data.spacing?"),
   (
     [CONFIG, "--config.train.lr=1"],
-    "train.lr; python -m kd_jax.settings.run lists all",
+    "unknown setting train.lr; python -m kd_jax.settings.run lists all",
   ),
   ([CONFIG, "--config.data.fold.k=1"], "unknown setting data.fold.k; did you mean data.fold?"),
   ([CONFIG, "--config.qqq=1"], "unknown setting qqq; python -m kd_jax.settings.run lists all"),

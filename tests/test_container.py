@@ -58,7 +58,9 @@ def test_only_masks_come_out_and_nothing_stays_behind(mounted):
   done = run(names, "--mirror")
   assert done.returncode == 0, done.stderr
   assert f"called: predict --checkpoint={place}/model --input={place}/input" in done.stdout
-  assert done.stdout.splitlines()[0].endswith("--mirror")
+  called, told = done.stdout.splitlines()
+  assert called.endswith("--mirror")
+  assert told == f"mask: {place}/output/a.nii.gz"
   assert [p.name for p in (place / "output").iterdir()] == ["a.nii.gz"]
   assert (place / "output/a.nii.gz").read_text() == FAKE
   assert not list((place / "tmp").iterdir())

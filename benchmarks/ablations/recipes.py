@@ -30,6 +30,7 @@ class Recipe(NamedTuple):
 
 _OWN = {"model.teachers": {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)}}
 _ALL_CLASSES = {"loss.kd_targets": "classes", "loss.kd_regions": tuple(REGIONS)}
+_STRONG = {"confidence.total": 2.0}
 _REGION_LOSSES = {
   "loss.targets": "regions",
   "loss.deep_supervision": {"level1": 0.3, "level2": 0.0},
@@ -39,14 +40,12 @@ RECIPES = {
   ALONE: Recipe("the student alone", ALONE),
   "best": Recipe("the default: teachers see T1ce too, and are distilled on WT"),
   "classes": Recipe("the default, distilled over all classes", "", _ALL_CLASSES),
-  "strong": Recipe(
-    "the default with four times the weight of the teachers", "", {"confidence.total": 2.0}
-  ),
+  "strong": Recipe("the default with four times the weight of the teachers", "", _STRONG),
   "cross_fit": Recipe(
     "the default; of a case the student hears teachers who have not trained on it", "cross_fit"
   ),
   "cross_fit_strong": Recipe(
-    "cross_fit with four times the weight of the teachers", "cross_fit", {"confidence.total": 2.0}
+    "cross_fit with four times the weight of the teachers", "cross_fit", _STRONG
   ),
   "no_fusion": Recipe("the default without CDSFL", "", {"model.fusion_levels": 0}),
   "no_kd": Recipe(
