@@ -1,9 +1,11 @@
-"""The pieces that the networks are made of: convolutions, norms, gates, residual blocks.
+"""The pieces that the networks are made of: convolutions, norms, residual blocks.
 
 Arrays are channels-last, (B, D, H, W, C). Parameters are float32; `dtype` is what is computed in.
 Norms take their statistics in float32 (or better) whatever `dtype` is.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kd_jax.models import conv
+from kd_jax.models import conv, lanes
 from kd_jax.models.conv_choice import ON_CPU, Convolution, Convolutions
-from kd_jax.models.gated import Parts, gate_and_normalise, pool
-from kd_jax.models.norm import SLOPE, How, Norm
+from kd_jax.models.gated import Parts, gate_and_normalise
+from kd_jax.models.norm import SLOPE, Norm
 from kd_jax.models.remat import convolved
 
 # "torch": PyTorch's default; "xavier": Xavier normal with zero biases
@@ -48,12 +50,23 @@ class Build(NamedTuple):
     dtype: what is computed in.
     rngs: keys for the parameters.
     convolutions: how convolutions are computed.
+    packs: voxels that share a row in what a module gets, and in what it gives; see lanes.
   """
 
   init: Init
   dtype: Any
   rngs: Keys
   convolutions: Convolutions = ON_CPU
+  packs: tuple[int, int] = (1, 1)
+
+  def packed(self, *packs: int) -> "Build":
+    """The same with other packs, or with one for both."""
+    return self._replace(packs=(packs[0], packs[-1]))
+
+  @property
+  def of_norm(self) -> dict[str, Any]:
+    """Of a module that gives what it gets."""
+    return {"dtype": self.dtype, "rngs": self.rngs, "pack": self.packs[1]}
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
@@ -109,20 +122,40 @@ class Conv(nnx.Module):
     self.kernel = _kernel(build.init, shape, taps * inputs, taps * outputs, build.rngs)
     self.bias = _bias(build.init, outputs, taps * inputs, build.rngs) if bias else None
     self.stride, self.dtype, self.convolutions = stride, build.dtype, build.convolutions
+    self.packs = build.packs
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) -> (B, ceil(D/stride), ceil(H/stride), ceil(W/stride), outputs)."""
     y, offset = self.unbiased(x), self.offset()
-    return y if offset is None else convolved(y + offset.astype(self.dtype))
+    return y if offset is None else convolved(_plus_bias(y, offset, self.packs[1]))
 
   def offset(self) -> jax.Array | None:
     """The bias, (outputs,)."""
     return None if self.bias is None else self.bias[...]
 
-  def unbiased(self, x: jax.Array) -> jax.Array:
-    """The same without its bias, for who adds that where it costs nothing."""
+  def unbiased(self, x: jax.Array | Parts) -> jax.Array:
+    """The same without its bias, for who adds that where it costs nothing.
+
+    x: an array, or parts of one that are side by side as channels.
+    """
     kernel = self.kernel[...].astype(self.dtype)
+    if not isinstance(x, tuple):
+      return self._convolved(x, kernel)
+    if self.packs == (1, 1):
+      return self._convolved(jnp.concatenate(x, axis=-1), kernel)
+    # Rows of parts are no part of a row of all channels: their convolutions are summed instead.
+    ends = itertools.accumulate(part.shape[-1] for part in x)
+    each = (
+      self._convolved(part, kernel[..., end - part.shape[-1] : end, :])
+      for part, end in zip(x, ends, strict=True)
+    )
+    return functools.reduce(functools.partial(lanes.add, p=self.packs[1]), each)
+
+  def _convolved(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     x = x.astype(self.dtype)
+    if self.packs != (1, 1):
+      pack = self.packs[1]
+      return lanes.unpack(convolved(lanes.conv3d(x, kernel, self.stride, pack)), pack)
     forms = self.convolutions.choose(Convolution.of(x, kernel, self.stride))
     return convolved(conv.conv3d(x, kernel, self.stride, forms))
 
@@ -130,41 +163,54 @@ class Conv(nnx.Module):
 class Upsample(nnx.Module):
   """A transposed convolution, 2x2x2 and stride 2; PyTorch's default initialisation always."""
 
-  def __init__(self, channels: int, outputs: int | None = None, *, dtype: Any, rngs: Keys):
+  def __init__(
+    self, channels: int, outputs: int | None = None, *, dtype: Any, rngs: Keys, pack: int = 1
+  ):
     outputs = outputs or channels
     # PyTorch counts the fan of a transposed convolution over its *outputs*.
     fan = outputs * 8
     self.kernel = _kernel("torch", (2, 2, 2, channels, outputs), fan, fan, rngs)
     self.bias = _bias("torch", outputs, fan, rngs)
-    self.dtype = dtype
+    self.dtype, self.pack = dtype, pack
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, channels) -> (B, 2D, 2H, 2W, outputs)."""
-    return convolved(self.unbiased(x) + self.bias[...].astype(self.dtype))
+    return convolved(_plus_bias(self.unbiased(x), self.bias[...], self.pack))
 
   def unbiased(self, x: jax.Array) -> jax.Array:
     """The same without its bias."""
     kernel = self.kernel[...].astype(self.dtype)
-    return convolved(conv.upsample2(x.astype(self.dtype), kernel))
+    x = x.astype(self.dtype)
+    if self.pack > 1:
+      return lanes.unpack(convolved(lanes.upsample2(x, kernel, self.pack)), self.pack)
+    return convolved(conv.upsample2(x, kernel))
 
 
-def instance_norm(channels: int, *, affine: bool = False, dtype: Any, rngs: Keys) -> Norm:
+def _plus_bias(y: jax.Array, bias: jax.Array, pack: int) -> jax.Array:
+  """y: (B, D, H, W, C); bias: (C,)."""
+  return lanes.unpack(lanes.pack(y, pack) + lanes.spread(bias.astype(y.dtype), pack), pack)
+
+
+def instance_norm(
+  channels: int, *, affine: bool = False, dtype: Any, rngs: Keys, pack: int = 1
+) -> Norm:
   """Instance normalisation; affine: with scale and bias."""
-  return Norm(channels, channels, affine=affine, dtype=dtype, rngs=rngs)
+  return Norm(channels, channels, affine=affine, dtype=dtype, rngs=rngs, pack=pack)
 
 
-def group_norm(channels: int, *, groups: int = 0, dtype: Any, rngs: Keys) -> Norm:
+def group_norm(channels: int, *, groups: int = 0, dtype: Any, rngs: Keys, pack: int = 1) -> Norm:
   """Group normalisation with 6 groups if the channels divide by 6, else 4.
 
   Source: docs/method.md, "Group norm groups".
   """
-  return Norm(channels, groups or (6 if channels % 6 == 0 else 4), dtype=dtype, rngs=rngs)
+  groups = groups or (6 if channels % 6 == 0 else 4)
+  return Norm(channels, groups, dtype=dtype, rngs=rngs, pack=pack)
 
 
 def conv_norm(
   conv: Conv,
   norm: Norm,
-  x: jax.Array,
+  x: jax.Array | Parts,
   *,
   plus: jax.Array | None = None,
   activate: bool = False,
@@ -183,12 +229,13 @@ class ResidualBlock(nnx.Module):
   """
 
   def __init__(self, inputs: int, outputs: int, stride: int, build: Build):
-    self.norm_in = group_norm(inputs, dtype=build.dtype, rngs=build.rngs)
+    before, after = map(build.packed, build.packs)
+    self.norm_in = group_norm(inputs, **before.of_norm)
     self.conv_in = Conv(inputs, outputs, 3, stride, build=build)
-    self.norm_out = group_norm(outputs, dtype=build.dtype, rngs=build.rngs)
-    self.conv_out = Conv(outputs, outputs, 3, build=build)
+    self.norm_out = group_norm(outputs, **after.of_norm)
+    self.conv_out = Conv(outputs, outputs, 3, build=after)
     self.skip_conv = Conv(inputs, outputs, 3, stride, build=build)
-    self.skip_norm = group_norm(outputs, dtype=build.dtype, rngs=build.rngs)
+    self.skip_norm = group_norm(outputs, **after.of_norm)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) -> (B, D/stride, H/stride, W/stride, outputs)."""
@@ -197,13 +244,13 @@ class ResidualBlock(nnx.Module):
   def gated(self, parts: Parts, shift: jax.Array, gate: jax.Array) -> jax.Array:
     """The same of (parts + shift) * gate: see gated.gate_and_normalise."""
     norm = self.norm_in
-    how = How(norm.num_groups, True, norm.dtype)
+    how = norm.how(activate=True)
     return self._convolutions(*gate_and_normalise(parts, shift, gate, *norm.parameters(), how))
 
-  def _convolutions(self, x: jax.Array, main: jax.Array) -> jax.Array:
+  def _convolutions(self, x: jax.Array | Parts, main: jax.Array | Parts) -> jax.Array:
     main = conv_norm(self.conv_in, self.norm_out, main, activate=True)
     skip = conv_norm(self.skip_conv, self.skip_norm, x, plus=self.conv_out.offset())
-    return self.conv_out.unbiased(main) + skip
+    return lanes.add(self.conv_out.unbiased(main), skip, self.skip_norm.pack)
 
 
 class Stem(nnx.Module):
@@ -214,64 +261,10 @@ class Stem(nnx.Module):
 
   def __init__(self, inputs: int, outputs: int, build: Build):
     self.conv_in = Conv(inputs, outputs, 3, build=build)
-    self.norm = instance_norm(outputs, dtype=build.dtype, rngs=build.rngs)
+    self.norm = instance_norm(outputs, **build.of_norm)
     self.conv_out = Conv(outputs, outputs, 3, build=build)
     self.skip_conv = Conv(inputs, outputs, 3, build=build)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     main = conv_norm(self.conv_in, self.norm, x, activate=True)
-    return self.conv_out(main) + self.skip_conv(x)
-
-
-class ChannelGate(nnx.Module):
-  """Scales the channels by sigmoid(MLP(average pool) + MLP(max pool)), one MLP for both.
-
-  Woo et al., CBAM, ECCV 2018, eq. 2, with LeakyReLU in the MLP (docs/method.md, "Channel gate").
-  """
-
-  def __init__(self, channels: int, build: Build):
-    hidden = max(1, channels // 16)
-    self.squeeze = Conv(channels, hidden, 1, build=build)
-    self.excite = Conv(hidden, channels, 1, build=build)
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(B, D, H, W, C) -> the same."""
-    return x * self.factors((x,), jnp.zeros(x.shape[-1]))
-
-  def factors(self, parts: Parts, shift: jax.Array) -> jax.Array:
-    """The gate alone, (B, 1, 1, 1, C), of what is side by side in `parts`, + shift (C,)."""
-    mean, peak = pool(parts, shift)
-    return jax.nn.sigmoid(self._mlp(mean) + self._mlp(peak))
-
-  def _mlp(self, pooled: jax.Array) -> jax.Array:
-    return self.excite(leaky_relu(self.squeeze(pooled)))
-
-
-class SpatialGate(nnx.Module):
-  """Scales the voxels by sigmoid(LReLU(GN(conv7([max, mean] over channels)))).
-
-  Woo et al., CBAM, ECCV 2018, eq. 3, with the normalisation of the published code
-  (docs/method.md, "Spatial gate").
-  """
-
-  def __init__(self, build: Build):
-    self.conv = Conv(2, 1, 7, build=build)
-    self.norm = group_norm(1, groups=1, dtype=build.dtype, rngs=build.rngs)
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    pooled = jnp.concatenate(
-      [jnp.max(x, axis=-1, keepdims=True), jnp.mean(x, axis=-1, keepdims=True)], axis=-1
-    )  # (B, D, H, W, 2)
-    return x * jax.nn.sigmoid(conv_norm(self.conv, self.norm, pooled, activate=True))
-
-
-class Gate(nnx.Module):
-  """The attention of decoders and fusion: a channel gate, with CBAM a spatial one too."""
-
-  def __init__(self, attention: str, channels: int, build: Build):
-    self.channel = ChannelGate(channels, build=build)
-    self.spatial = SpatialGate(build=build) if attention == "cbam" else None
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.channel(x)
-    return x if self.spatial is None else self.spatial(x)
+    return lanes.add(self.conv_out(main), self.skip_conv(x), self.norm.pack)

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.models import conv_choice
+from kd_jax.models import conv_choice, lanes
 from kd_jax.models.blocks import Keys
 from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.fusion import Fusion
-from kd_jax.models.interface import NetworkKind, Output
+from kd_jax.models.interface import NetworkKind, Output, number
 from kd_jax.models.networks import NETWORKS
 from kd_jax.settings.model import FUSION_LEVELS, SAME, FusionLevel, ModelSettings
 from kd_jax.tasks.labels import CLASSES
@@ -42,6 +42,7 @@ class Teachers(nnx.Module):
       }
     )
     features = kind.features(spec.filters)
+    packs = lanes.packs(spec.filters, convolutions.platform)
     self.fusion = nnx.Dict(
       {
         level: Fusion(
@@ -51,6 +52,7 @@ class Teachers(nnx.Module):
           attention=spec.attention,
           activation=spec.fusion_activation,
           dtype=compute_dtype(spec, convolutions.platform),
+          pack=packs[number(level)],
           **own,
         )
         for level in spec.levels

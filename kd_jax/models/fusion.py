@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.models.blocks import Build, Conv, Gate, Keys, leaky_relu
+from kd_jax.models.blocks import Build, Conv, Keys, leaky_relu
 from kd_jax.models.conv_choice import ON_CPU, Convolutions
+from kd_jax.models.gates import Gate
 
 
 class Fusion(nnx.Module):
@@ -29,6 +30,7 @@ class Fusion(nnx.Module):
     attention: "channel" or "cbam".
     activation: LeakyReLU before the last convolution, as the paper's figure draws it; the published
       code has none, and neither have we by default.
+    pack: voxels of a feature that share a row, see lanes.
   """
 
   def __init__(
@@ -42,8 +44,9 @@ class Fusion(nnx.Module):
     dtype: Any = jnp.float32,
     rngs: Keys,
     convolutions: Convolutions = ON_CPU,
+    pack: int = 1,
   ):
-    build = Build("torch", dtype, rngs, convolutions)
+    build = Build("torch", dtype, rngs, convolutions).packed(pack)
     self.gates = nnx.Dict({name: Gate(attention, channels, build=build) for name in teachers})
     self.projections = nnx.Dict(
       {name: Conv(channels, classes, 1, build=build) for name in teachers}

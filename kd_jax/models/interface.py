@@ -45,9 +45,14 @@ def level(number: int) -> str:
   return f"level{number}"
 
 
+def number(level: str) -> int:
+  """And back: "level3" -> 3."""
+  return int(level.removeprefix("level"))
+
+
 def stride(level: str) -> int:
   """The stride of a level: "level3" -> 8."""
-  return 2 ** int(level.removeprefix("level"))
+  return 2 ** number(level)
 
 
 def unet_features(filters: Sequence[int]) -> dict[str, Feature]:

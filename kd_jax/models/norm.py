@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from kd_jax.models import lanes
 from kd_jax.models.remat import pooled
 
 SLOPE = 0.01  # of every LeakyReLU
@@ -29,11 +30,13 @@ class How(NamedTuple):
     groups: of channels that share mean and variance.
     activate: LeakyReLU at the end.
     dtype: of the result.
+    pack: voxels in a row, see lanes.
   """
 
   groups: int
   activate: bool
   dtype: Any
+  pack: int = 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -60,28 +63,33 @@ def normalise(
 
 
 def _forward(x, scale, bias, shift, how: How):
-  mean, variance = moments(x)
+  rows = lanes.pack(x, how.pack)
+  mean, variance = moments(rows, how.pack)
   own = 0 if shift is None else shift.astype(mean.dtype)
   center, inverse = of_groups(mean + own, variance, how.groups)
   center -= own  # what is subtracted from x
-  gain, level = linear(scale, bias, inverse)
-  y = activated((widen(x) - center) * gain + level, how)
-  return y, (x, scale, bias, shift, mean, center, inverse)
+  numbers = (center, *linear(scale, bias, inverse))
+  middle, gain, level = (lanes.spread(number, how.pack) for number in numbers)
+  y = activated((widen(rows) - middle) * gain + level, how)
+  return lanes.unpack(y, how.pack), (x, scale, bias, shift, mean, center, inverse)
 
 
 def _backward(how: How, kept, pull: jax.Array):
   """Gradients of all four from that of the result."""
   x, scale, bias, shift, mean, center, inverse = kept
   gain, level = linear(scale, bias, inverse)
-  centered = widen(x) - center
-  g = before_activation(pull, centered * gain + level, how)
+  p, rows = how.pack, lanes.pack(x, how.pack)
+  middle, own_gain, own_level = (lanes.spread(number, p) for number in (center, gain, level))
+  centered = widen(rows) - middle
+  g = before_activation(lanes.pack(pull, p), centered * own_gain + own_level, how)
   # x itself and not `centered` in the product: XLA for CPU would write that for it.
-  sum_g = total(g)
-  sum_gx = (total(g * widen(x)) - center * sum_g) * inverse
+  sum_g = total(g, p)
+  sum_gx = (total(g * widen(rows), p) - center * sum_g) * inverse
   slope, constant = to_input(sum_g, sum_gx, gain, inverse, how.groups, voxels(x))
-  to_x = (g * gain + centered * slope + constant).astype(x.dtype)
+  own_slope, own_constant = lanes.spread(slope, p), lanes.spread(constant, p)
+  to_x = (g * own_gain + centered * own_slope + own_constant).astype(x.dtype)
   sum_to_x = gain * sum_g + voxels(x) * ((mean - center) * slope + constant)
-  return to_x, like(scale, sum_gx), like(bias, sum_g), like(shift, sum_to_x)
+  return lanes.unpack(to_x, p), like(scale, sum_gx), like(bias, sum_g), like(shift, sum_to_x)
 
 
 normalise.defvjp(_forward, _backward)
@@ -99,15 +107,15 @@ def voxels(x: jax.Array) -> int:
   return x.size // (x.shape[0] * x.shape[-1])
 
 
-def total(x: jax.Array) -> jax.Array:
-  """(B, D, H, W, C) -> (B, 1, 1, 1, C)."""
-  return jnp.sum(x, SPACE, keepdims=True)
+def total(rows: jax.Array, pack: int = 1) -> jax.Array:
+  """(B, D, H, W/pack, pack*C) -> (B, 1, 1, 1, C)."""
+  return lanes.gather(jnp.sum(rows, SPACE, keepdims=True), pack)
 
 
-def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(B, D, H, W, C) -> mean and variance of each channel, in one pass."""
-  wide = widen(x)
-  mean, square = (total(a) / voxels(x) for a in (wide, wide * wide))
+def moments(rows: jax.Array, pack: int = 1) -> tuple[jax.Array, jax.Array]:
+  """(B, D, H, W/pack, pack*C) -> mean and variance of each channel, in one pass."""
+  wide = widen(rows)
+  mean, square = (total(a, pack) / (pack * voxels(rows)) for a in (wide, wide * wide))
   return pooled(mean), pooled(jnp.maximum(square - mean**2, 0))  # rounding may leave less than 0
 
 
@@ -177,15 +185,25 @@ class Norm(nnx.Module):
     groups: of channels that share mean and variance.
     affine: with scale and bias.
     dtype: of the result.
+    pack: voxels in a row, see lanes.
     rngs: as many keys are taken from it as Flax's norm would, so that a seed gives what it gave.
   """
 
-  def __init__(self, channels: int, groups: int, *, affine: bool = True, dtype: Any, rngs: Any):
+  def __init__(
+    self,
+    channels: int,
+    groups: int,
+    *,
+    affine: bool = True,
+    dtype: Any,
+    rngs: Any,
+    pack: int = 1,
+  ):
     if affine:
       rngs.params(), rngs.params()
     self.scale = nnx.Param(jnp.ones((channels,))) if affine else None
     self.bias = nnx.Param(jnp.zeros((channels,))) if affine else None
-    self.num_groups, self.dtype = groups, dtype
+    self.num_groups, self.dtype, self.pack = groups, dtype, pack
 
   def parameters(self) -> tuple[jax.Array | None, jax.Array | None]:
     """scale and bias, (channels,) each, or None."""
@@ -210,4 +228,8 @@ class Norm(nnx.Module):
     scale, bias = self.parameters()
     if plus is not None:
       bias = plus if bias is None else bias + plus
-    return normalise(x, scale, bias, shift, How(self.num_groups, activate, self.dtype))
+    return normalise(x, scale, bias, shift, self.how(activate))
+
+  def how(self, activate: bool) -> How:
+    """What of it does not depend on numbers."""
+    return How(self.num_groups, activate, self.dtype, self.pack)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kd_jax.models import lanes
 from kd_jax.models import remat as remat_lib
 from kd_jax.models.blocks import (
   Build,
@@ -25,6 +26,7 @@ from kd_jax.models.blocks import (
   leaky_relu,
 )
 from kd_jax.models.conv_choice import ON_CPU, Convolutions
+from kd_jax.models.gated import Parts
 from kd_jax.models.interface import BOTTLENECK, Output, level
 
 BLOCKS = (1, 3, 4, 6, 6, 6, 6)  # residual blocks by stage
@@ -37,9 +39,9 @@ class ConvNorm(nnx.Module):
     self, inputs: int, outputs: int, size: int, stride: int = 1, *, bias: bool = True, build: Build
   ):
     self.conv = Conv(inputs, outputs, size, stride, bias=bias, build=build)
-    self.norm = instance_norm(outputs, affine=True, dtype=build.dtype, rngs=build.rngs)
+    self.norm = instance_norm(outputs, affine=True, **build.of_norm)
 
-  def __call__(self, x: jax.Array, *, activate: bool = False) -> jax.Array:
+  def __call__(self, x: jax.Array | Parts, *, activate: bool = False) -> jax.Array:
     """(B, D, H, W, inputs) -> (B, D/stride, H/stride, W/stride, outputs)."""
     return conv_norm(self.conv, self.norm, x, activate=activate)
 
@@ -53,17 +55,19 @@ class ResidualBlockD(nnx.Module):
 
   def __init__(self, inputs: int, outputs: int, stride: int, build: Build):
     self.conv_in = ConvNorm(inputs, outputs, 3, stride, build=build)
-    self.conv_out = ConvNorm(outputs, outputs, 3, build=build)
+    after = build.packed(build.packs[1])
+    self.conv_out = ConvNorm(outputs, outputs, 3, build=after)
     project = inputs != outputs
-    self.skip = ConvNorm(inputs, outputs, 1, bias=False, build=build) if project else None
-    self.stride = stride
+    self.skip = ConvNorm(inputs, outputs, 1, bias=False, build=after) if project else None
+    self.stride, self.pack = stride, build.packs[1]
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) -> (B, D/stride, H/stride, W/stride, outputs)."""
     main = self.conv_out(self.conv_in(x, activate=True))
     skip = x if self.stride == 1 else mean_pool2(x)
     skip = skip if self.skip is None else self.skip(skip)
-    return leaky_relu(main + skip.astype(main.dtype))
+    main, skip = (lanes.pack(x.astype(main.dtype), self.pack) for x in (main, skip))
+    return lanes.unpack(leaky_relu(main + skip), self.pack)
 
 
 def mean_pool2(x: jax.Array) -> jax.Array:
@@ -78,7 +82,8 @@ class EncoderStage(nnx.Module):
 
   def __init__(self, inputs: int, outputs: int, stride: int, blocks: int, build: Build):
     first = ResidualBlockD(inputs, outputs, stride, build=build)
-    others = (ResidualBlockD(outputs, outputs, 1, build=build) for _ in range(1, blocks))
+    after = build.packed(build.packs[1])
+    others = (ResidualBlockD(outputs, outputs, 1, build=after) for _ in range(1, blocks))
     self.blocks = nnx.Dict({f"block{n}": block for n, block in enumerate((first, *others))})
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -92,12 +97,12 @@ class DecoderStage(nnx.Module):
   """Upsample to the encoder feature's channels, concatenate it, conv3, norm, LReLU."""
 
   def __init__(self, inputs: int, skip: int, build: Build):
-    self.upsample = Upsample(inputs, skip, dtype=build.dtype, rngs=build.rngs)
+    self.upsample = Upsample(inputs, skip, **build.of_norm)
     self.conv = ConvNorm(2 * skip, skip, 3, build=build)
 
   def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) and (B, 2D, 2H, 2W, skip) -> (B, 2D, 2H, 2W, skip)."""
-    return self.conv(jnp.concatenate([self.upsample(x), skip], axis=-1), activate=True)
+    return self.conv((self.upsample(x), skip), activate=True)
 
 
 class ResEncUNet(nnx.Module):
@@ -135,19 +140,22 @@ class ResEncUNet(nnx.Module):
     if attention != "channel":
       raise ValueError(f"attention = {attention!r}: the network resenc has no gates")
     build = Build(init, dtype, rngs, convolutions)
-    self.stem = ConvNorm(modalities, filters[0], 3, build=build)
+    at = [build.packed(pack) for pack in lanes.packs(filters, convolutions.platform)]
+    self.stem = ConvNorm(modalities, filters[0], 3, build=at[0])
     encoder, inputs = {}, filters[0]
     for n, (outputs, blocks) in enumerate(zip(filters, BLOCKS, strict=False)):
-      encoder[f"stage{n}"] = EncoderStage(inputs, outputs, 1 if n == 0 else 2, blocks, build=build)
+      packs = at[max(n - 1, 0)].packs[1], at[n].packs[1]
+      stride = 1 if n == 0 else 2
+      encoder[f"stage{n}"] = EncoderStage(inputs, outputs, stride, blocks, build.packed(*packs))
       inputs = outputs
     self.encoder = nnx.Dict(encoder)
     coarse_to_fine = range(len(filters) - 2, -1, -1)
     self.decoder = nnx.Dict(
-      {f"stage{n}": DecoderStage(filters[n + 1], filters[n], build=build) for n in coarse_to_fine}
+      {f"stage{n}": DecoderStage(filters[n + 1], filters[n], build=at[n]) for n in coarse_to_fine}
     )
-    self.head = Conv(filters[0], classes, 1, build=build)
+    self.head = Conv(filters[0], classes, 1, build=at[0])
     self.side_heads = nnx.Dict(
-      {level(n): Conv(filters[n], classes, 1, build=build) for n in range(1, side_heads + 1)}
+      {level(n): Conv(filters[n], classes, 1, build=at[n]) for n in range(1, side_heads + 1)}
     )
     self.stages = len(filters)
 

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kd_jax.models import lanes
 from kd_jax.models import remat as remat_lib
-from kd_jax.models.blocks import Build, Conv, Gate, Init, Keys, ResidualBlock, Stem, Upsample
+from kd_jax.models.blocks import Build, Conv, Init, Keys, ResidualBlock, Stem, Upsample
 from kd_jax.models.conv_choice import ON_CPU, Convolutions
+from kd_jax.models.gates import Gate
 from kd_jax.models.interface import Output
-
-_LEVELS = ("level1", "level2")  # half and quarter resolution
 
 
 class DecoderStage(nnx.Module):
@@ -26,12 +26,13 @@ class DecoderStage(nnx.Module):
   """
 
   def __init__(self, inputs: int, skip: int, *, attention: str, build: Build):
-    self.upsample = Upsample(inputs, dtype=build.dtype, rngs=build.rngs)
+    self.upsample = Upsample(inputs, **build.of_norm)
     self.gate = Gate(attention, inputs + skip, build=build)
     self.block = ResidualBlock(inputs + skip, skip, 1, build=build)
     # XLA for CPU computes what two readers share twice, which costs it more than the passes; XLA
-    # for TPU rearranges it (compiled_for.py --device=v5e).
-    self.in_one_pass = attention == "channel" and build.convolutions.platform == "gpu"
+    # for TPU rearranges what is not packed (compiled_for.py --device=v5e).
+    helps = build.convolutions.platform == "gpu" or build.packs != (1, 1)
+    self.in_one_pass = attention == "channel" and helps
 
   def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
     """(B, D, H, W, inputs) and (B, 2D, 2H, 2W, skip) -> (B, 2D, 2H, 2W, skip)."""
@@ -72,17 +73,21 @@ class ResUNet(nnx.Module):
   ):
     f0, f1, f2, f3 = filters
     build = Build(init, dtype, rngs, convolutions)
-    self.stem = Stem(modalities, f0, build=build)
-    self.down1 = ResidualBlock(f0, f1, 2, build=build)
-    self.down2 = ResidualBlock(f1, f2, 2, build=build)
-    self.bridge = ResidualBlock(f2, f3, 2, build=build)
-    self.up2 = DecoderStage(f3, f2, attention=attention, build=build)
-    self.up1 = DecoderStage(f2, f1, attention=attention, build=build)
-    self.up0 = DecoderStage(f1, f0, attention=attention, build=build)
-    self.head = Conv(f0, classes, 1, build=build)
-    sides = {"level1": f1, "level2": f2}
+    p0, p1, p2, p3 = lanes.packs(filters, convolutions.platform)
+    self.stem = Stem(modalities, f0, build=build.packed(p0))
+    self.down1 = ResidualBlock(f0, f1, 2, build=build.packed(p0, p1))
+    self.down2 = ResidualBlock(f1, f2, 2, build=build.packed(p1, p2))
+    self.bridge = ResidualBlock(f2, f3, 2, build=build.packed(p2, p3))
+    self.up2 = DecoderStage(f3, f2, attention=attention, build=build.packed(p2))
+    self.up1 = DecoderStage(f2, f1, attention=attention, build=build.packed(p1))
+    self.up0 = DecoderStage(f1, f0, attention=attention, build=build.packed(p0))
+    self.head = Conv(f0, classes, 1, build=build.packed(p0))
+    sides = {"level1": (f1, p1), "level2": (f2, p2)}
     self.side_heads = nnx.Dict(
-      {level: Conv(sides[level], classes, 1, build=build) for level in _LEVELS[:side_heads]}
+      {
+        level: Conv(channels, classes, 1, build=build.packed(pack))
+        for level, (channels, pack) in list(sides.items())[:side_heads]
+      }
     )
 
   def __call__(self, x: jax.Array, remat: str = "none") -> Output:

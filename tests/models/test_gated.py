@@ -38,8 +38,9 @@ def gate_of(mean, peak, weights):
 
 def in_few_passes(how, first, second, shift, weights, scale, bias):
   parts = (first, second)
-  gate = gate_of(*pool(parts, shift), weights).astype(first.dtype)
-  return gate_and_normalise(parts, shift, gate, scale, bias, how)
+  gate = gate_of(*pool(parts, shift, how.pack), weights).astype(first.dtype)
+  both = gate_and_normalise(parts, shift, gate, scale, bias, how)
+  return tuple(jnp.concatenate(parts, axis=-1) for parts in both)
 
 
 def plain(how, first, second, shift, weights, scale, bias):
@@ -61,21 +62,23 @@ def relative_errors(got, expected):
   return {k: np.abs(wide[k] - v).max() / np.abs(v).max() for k, v in expected.items()}
 
 
+@pytest.mark.parametrize("pack", [1, 3])
 @pytest.mark.parametrize("activate", [False, True])
 @pytest.mark.parametrize("groups", [4, 12])
-def test_values_and_gradients_are_those_of_the_plain_operations(groups, activate):
+def test_values_and_gradients_are_those_of_the_plain_operations(groups, activate, pack):
   with jax.enable_x64(True):
     args, pulls = arrays("float64")
-    how = How(groups, activate, jnp.float64)
+    how = How(groups, activate, jnp.float64, pack)
     got, expected = (results(f, how, args, pulls) for f in (in_few_passes, plain))
     assert all(a.dtype == jnp.float64 for a in got.values())
     errors = relative_errors(got, expected)
   assert max(errors.values()) < 1e-11, errors
 
 
-def test_voxels_that_share_the_maximum_share_its_gradient():
+@pytest.mark.parametrize("pack", [1, 2])
+def test_voxels_that_share_the_maximum_share_its_gradient(pack):
   x = jnp.zeros((1, 2, 2, 2, 2)).at[0, 0, 0, :, 0].set(3.0)  # twice 3, and eight times 0
-  back = jax.vjp(lambda x: pool((x,), jnp.ones(2))[1], x)[1]
+  back = jax.vjp(lambda x: pool((x,), jnp.ones(2), pack)[1], x)[1]
   (to_x,) = back(jnp.full((1, 1, 1, 1, 2), 8.0))
   np.testing.assert_array_equal(to_x[0, 0, 0, :, 0], 4)
   np.testing.assert_array_equal(to_x[..., 1], 1)
@@ -132,15 +135,16 @@ def test_on_a_mesh_everything_is_as_on_one_device(mesh):
 
 
 def test_a_decoder_stage_has_the_same_numbers_on_each_platform():
-  """The platform chooses how it is computed: here both ways run on CPU."""
+  """The platform chooses how it is computed: here all ways run on CPU."""
   rng = np.random.default_rng(0)
   with jax.enable_x64(True):
     x, skip = (rng.standard_normal(s) for s in ((1, 2, 3, 2, 8), (1, 4, 6, 4, 4)))
 
-    def gradients(platform):
+    def gradients(platform, pack):
       keys = Keys(jax.random.key(0))
       build = Build("torch", jnp.float64, keys, Convolutions(platform, forms=Forms("native")))
-      graph, params = nnx.split(DecoderStage(8, 4, attention="channel", build=build))
+      stage = DecoderStage(8, 4, attention="channel", build=build.packed(pack))
+      graph, params = nnx.split(stage)
 
       def loss(params, x, skip):
         return jnp.mean(jnp.sin(nnx.merge(graph, params)(x, skip)))
@@ -148,7 +152,8 @@ def test_a_decoder_stage_has_the_same_numbers_on_each_platform():
       program = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).trace(params, x, skip)
       return len(program.jaxpr.eqns), program.lower().compile()(params, x, skip)
 
-    (plain, expected), (shared, got) = map(gradients, ("cpu", "gpu"))
-    assert plain != shared
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)  # float32 parameters
+    (plain, expected), *others = map(gradients, ("cpu", "gpu", "tpu"), (1, 1, 4))
+    for equations, got in others:
+      assert equations != plain
+      for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)  # float32 parameters

@@ -58,12 +58,14 @@ def relative_errors(got, expected):
 
 @pytest.mark.parametrize("activate", [False, True])
 @pytest.mark.parametrize("given", ["scale bias shift", "scale bias", "shift", ""])
-@pytest.mark.parametrize(("channels", "groups"), [(12, 4), (6, 6), (1, 1)])
-def test_values_and_gradients_are_those_of_flax(channels, groups, given, activate):
+@pytest.mark.parametrize(
+  ("channels", "groups", "pack"), [(12, 4, 1), (6, 6, 1), (1, 1, 1), (6, 3, 2)]
+)
+def test_values_and_gradients_are_those_of_flax(channels, groups, pack, given, activate):
   with jax.enable_x64(True):
     args, pull = arrays(channels)
     args = [a if n == "x" or n in given.split() else None for n, a in zip(NAMES, args, strict=True)]
-    how = How(groups, activate, jnp.float64)
+    how = How(groups, activate, jnp.float64, pack)
     got = value_and_gradients(normalise, how, args, pull)
     expected = value_and_gradients(flax_norm, how, args, pull)
     if groups == channels and "shift" in expected:  # nothing but rounding: the mean is subtracted
