@@ -11,9 +11,10 @@ bytes that they read and write, and the multiply-adds of their convolutions and 
 
 The times are estimates on paper and not measured. "at least" is the sum, over the kernels, of the
 longer of bytes / the memory's published bandwidth and FLOPs / the published peak: real kernels take
-longer (on an H200 the whole step of student_only took about 4 times as long). In "prediction"
-a loop over windows counts once. XLA for TPU writes products of matrices as convolutions, and keeps
-small volumes in fast memory; it compiles for many minutes (student_only: 6 of one core).
+longer (on an H200 the whole step of student_only took about 4 times as long). In "prediction" a
+loop over windows counts once. XLA for TPU writes products of matrices as convolutions, keeps small
+volumes in fast memory, and tells how many cycles it expects of each kernel: that knows of channels
+which the device fills up to 128, and is the number to compare programs by. It compiles for minutes.
 """
 
 import argparse
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common, forms, timing, train_step
 from benchmarks.flops import forward_flops, step_flops
-from benchmarks.kernels import KINDS, Kernel, kernels
+from benchmarks.kernels import KINDS, Kernel, estimated_cycles, kernels
 from benchmarks.targets import TARGETS, Target, mesh_of
 from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.framework import Framework
@@ -117,7 +118,8 @@ def measure(
     counted = forward_flops(alone.model, window)
   compiled = lowered.compile(compiler_options=dict(target.options))
   seconds = time.perf_counter() - began
-  found = kernels(compiled.as_text())
+  text = compiled.as_text()
+  found = kernels(text)
   sides = [min(window) >> halvings for halvings in range(4)]
 
   account = compiled.cost_analysis() or {}
@@ -127,6 +129,7 @@ def measure(
     "counted_flops": counted,
     "xla_flops": account.get("flops"),
     "xla_bytes": account.get("bytes accessed"),
+    "xla_cycles": estimated_cycles(text),
     "dtype": run.model.dtype,
     "all": _sums(found, target, run.model.dtype),
     "by_kind": _by(found, lambda one: one.kind, KINDS, target, run.model.dtype),
@@ -230,6 +233,8 @@ def _told(row: Mapping[str, Any]) -> str:
     f"\n{what}, batch {row.get('batch', 1)}: GB: {memory}",
     f"TFLOP: {row['counted_flops'] / 1e12:.4g} by the networks' shapes{xla}",
   ]
+  if cycles := row["xla_cycles"]:
+    lines.append(f"million cycles: {cycles / 1e6:.1f}, as XLA estimates its kernels")
   for name, head in (("by_kind", "kind"), ("by_side", "voxels a side")):
     groups = {**row[name], "all": row["all"]}
     lines.append("\n" + table([head, *_HEAD], [[key, *_cells(one)] for key, one in groups.items()]))

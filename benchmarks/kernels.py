@@ -71,6 +71,12 @@ def kernels(text: str) -> list[Kernel]:
   return found
 
 
+def estimated_cycles(text: str) -> int | None:
+  """What XLA for TPU expects all kernels of a compiled program to take; None of other platforms."""
+  told = re.findall(r'"estimated_cycles":"(\d+)"', text)
+  return sum(map(int, told)) if told else None
+
+
 def _part(calls: Sequence[tuple[str, str]], operation: str) -> str:
   """Such as "student DecoderStage Upsample", from the calls that lead there."""
   names = [

@@ -13,7 +13,7 @@ import pytest
 from quick import FLAGS
 
 from benchmarks import compiled_for, hlo, targets
-from benchmarks.kernels import kernels
+from benchmarks.kernels import estimated_cycles, kernels
 from kd_jax.models.conv import Forms, conv3d
 from kd_jax.runtime.errors import UserError
 
@@ -106,6 +106,15 @@ def test_kernels_of_a_program():
   assert found["update_fusion"].bytes == 4 * (8 + 8 + 1)
   assert (found["multiply.1"].times, found["multiply.1"].kind) == (3, "elementwise")
   assert found["multiply.1"].bytes == 4 * 3 * 32
+
+
+def test_cycles_that_xla_expects_are_added_up():
+  line = '  %k.1 = f32[4] fusion(%a), backend_config={"estimated_cycles":"7","window":[]}'
+  program = "\n".join(
+    [line, line.replace("7", "35").replace("k.1", "k.2"), "  %c = s32[] constant(1)"]
+  )
+  assert estimated_cycles(program) == 42
+  assert estimated_cycles(PROGRAM) is None
 
 
 def test_arrays_have_their_padding_and_their_place():
