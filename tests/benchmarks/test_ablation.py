@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ablation
-from benchmarks.ablations import recipes, records, runs, tables
+from benchmarks.ablations import (
+  patient_summary,
+  patient_tables,
+  patients,
+  recipes,
+  records,
+  runs,
+  tables,
+)
 from kd_jax.metrics.case import columns
 from kd_jax.prediction.postprocess import NO_POSTPROCESSING
 from kd_jax.runtime.errors import ConfigError, UserError
@@ -208,5 +216,12 @@ RECORDS = Path(ablation.__file__).parent / "records"
 
 @pytest.mark.parametrize("folder", sorted(RECORDS.iterdir()), ids=lambda folder: folder.name)
 def test_a_table_that_is_kept_is_that_of_its_records(folder):
-  rows = tables.summary_of(folder, list(recipes.RECIPES), range(3))
-  assert (folder / "ablation.md").read_text() == f"```\n{tables.text_of(rows)}```\n"
+  seeds = range(3)
+  if folder.name.startswith("patients"):
+    names = [*recipes.RECIPES, patients.EQUAL_TIME]
+    text = patient_tables.text_of(
+      patient_summary.summary_of(folder, names, seeds, folds=4), folds=4
+    )
+  else:
+    text = tables.text_of(tables.summary_of(folder, list(recipes.RECIPES), seeds))
+  assert (folder / "ablation.md").read_text() == f"```\n{text}```\n"
