@@ -19,8 +19,7 @@ LANES = 128  # of a row
 def packs(filters: Sequence[int], platform: str) -> tuple[int, ...]:
   """How many neighbours make a row at each of a U-Net's resolutions, finest first.
 
-  At most as many as its sides are multiples of, and half as many at each next resolution: then
-  rows of two resolutions begin at the same voxel.
+  Powers of two, and no more than what its sides are sure to be multiples of.
   """
   if platform != "tpu":
     return (1,) * len(filters)
