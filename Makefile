@@ -20,7 +20,7 @@ quickstart: $(VENV)/installed
 	$(RUN) main.py --mode=evaluate --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-tests
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-tests
 	$(RUN) -m ruff check .

@@ -44,9 +44,16 @@ def test_a_row_has_its_voxels_side_by_side():
   np.testing.assert_array_equal(lanes.gather(rows, 4, jnp.max)[0, 0, 0, 1], x[0, 0, 0, 4:8].max(0))
 
 
-@pytest.mark.parametrize("pack", [1, 2, 4])
 @pytest.mark.parametrize(
-  ("window", "stride"), [((3, 3, 3), 1), ((3, 3, 3), 2), ((1, 1, 1), 1), ((7, 7, 7), 1)]
+  ("window", "stride", "pack"),
+  [
+    ((3, 3, 3), 1, 2),
+    ((3, 3, 3), 1, 4),
+    ((3, 3, 3), 2, 1),
+    ((3, 3, 3), 2, 4),
+    ((1, 1, 1), 1, 4),
+    ((7, 7, 7), 1, 2),
+  ],
 )
 def test_a_packed_convolution_and_its_gradients_are_the_plain_ones(window, stride, pack):
   """A window of 7 voxels reaches over several rows of 2."""
