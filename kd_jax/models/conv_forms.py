@@ -79,7 +79,7 @@ def _unfolded(y: jax.Array, slices: int, depth: int) -> jax.Array:
   return y.reshape(batch, groups * slices, height, width, -1)[:, :depth]
 
 
-def _slices_by_tap(x: jax.Array, k_depth: int, stride: int, slices: int) -> list[jax.Array]:
+def slices_by_tap(x: jax.Array, k_depth: int, stride: int, slices: int) -> list[jax.Array]:
   """What each tap along depth meets: arrays (B, groups, H, W, C)."""
   taps, step = _taps(k_depth, stride, slices), stride * slices
   last = (_groups(x.shape[1], stride, slices) - 1) * step
@@ -106,7 +106,7 @@ def _native(x: jax.Array, kernel: jax.Array, stride: int, slices: int = 1) -> ja
 
 def _depth_stack(x: jax.Array, kernel: jax.Array, stride: int, slices: int = 1) -> jax.Array:
   """One 2-D convolution of all slices, the depth taps side by side as channels."""
-  stacked = jnp.concatenate(_slices_by_tap(x, len(kernel), stride, slices), axis=-1)
+  stacked = jnp.concatenate(slices_by_tap(x, len(kernel), stride, slices), axis=-1)
   wide = _widened(kernel, stride, slices)  # (taps, kH, kW, C, slices * F)
   wide = jnp.moveaxis(wide, 0, 2).reshape(*kernel.shape[1:3], stacked.shape[-1], -1)
   y = _each_slice(stacked, wide, stride)  # (B, groups, H', W', slices * F)
@@ -115,7 +115,7 @@ def _depth_stack(x: jax.Array, kernel: jax.Array, stride: int, slices: int = 1) 
 
 def _depth_taps(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """2-D convolutions, one a depth tap, and their sum."""
-  taps = zip(_slices_by_tap(x, len(kernel), stride, 1), kernel, strict=True)
+  taps = zip(slices_by_tap(x, len(kernel), stride, 1), kernel, strict=True)
   return functools.reduce(operator.add, (_each_slice(x, plane, stride) for x, plane in taps))
 
 
@@ -130,7 +130,7 @@ def _winograd(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """
   batch, depth, height, width, _ = x.shape
   pairs = (depth + 1) // 2
-  d0, d1, d2, d3 = _slices_by_tap(x, 3, 1, 2)  # (B, pairs, H, W, C)
+  d0, d1, d2, d3 = slices_by_tap(x, 3, 1, 2)  # (B, pairs, H, W, C)
   g0, g1, g2 = kernel
   m0 = _each_slice(d0 - d2, g0, 1)
   m1 = _each_slice(d1 + d2, (g0 + g1 + g2) / 2, 1)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kd_jax.models import conv_forms
+
 LANES = 128  # of a row
 
 
@@ -84,11 +86,8 @@ def conv3d(x: jax.Array, kernel: jax.Array, stride: int, p: int) -> jax.Array:
   wide = wide.reshape(k_depth, k_height, -1, own * channels, p * features)
   # The taps along depth lie side by side, too, and slices are samples: a 3-D convolution of few
   # samples XLA cuts into eight pieces along W, and copies them into that order and back.
-  rows = jnp.pad(pack(x, own), ((0, 0), (k_depth // 2,) * 2, *rest, (0, 0)))
-  batch, padded, *_ = rows.shape
-  last = padded - k_depth
-  taps = (lax.slice_in_dim(rows, tap, tap + last + 1, stride, 1) for tap in range(k_depth))
-  stacked = jnp.concatenate(tuple(taps), axis=-1)  # (B, D', H, W/own, kD*own*C)
+  taps = conv_forms.slices_by_tap(pack(x, own), k_depth, stride, 1)
+  stacked = jnp.concatenate(taps, axis=-1)  # (B, D', H, W/own, kD*own*C)
   y = lax.conv_general_dilated(
     stacked.reshape(-1, *stacked.shape[2:]),
     jnp.moveaxis(wide, 0, 2).reshape(*wide.shape[1:3], -1, p * features),
@@ -96,7 +95,7 @@ def conv3d(x: jax.Array, kernel: jax.Array, stride: int, p: int) -> jax.Array:
     padding=[(k_height // 2,) * 2, (first, after)],
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
-  return y.reshape(batch, -1, *y.shape[1:])
+  return y.reshape(*stacked.shape[:2], *y.shape[1:])
 
 
 def upsample2(x: jax.Array, kernel: jax.Array, p: int) -> jax.Array:

@@ -140,13 +140,13 @@ class ResEncUNet(nnx.Module):
     if attention != "channel":
       raise ValueError(f"attention = {attention!r}: the network resenc has no gates")
     build = Build(init, dtype, rngs, convolutions)
-    at = [build.packed(pack) for pack in lanes.packs(filters, convolutions.platform)]
+    packs = lanes.packs(filters, convolutions.platform)
+    at = [build.packed(pack) for pack in packs]
     self.stem = ConvNorm(modalities, filters[0], 3, build=at[0])
     encoder, inputs = {}, filters[0]
     for n, (outputs, blocks) in enumerate(zip(filters, BLOCKS, strict=False)):
-      packs = at[max(n - 1, 0)].packs[1], at[n].packs[1]
-      stride = 1 if n == 0 else 2
-      encoder[f"stage{n}"] = EncoderStage(inputs, outputs, stride, blocks, build.packed(*packs))
+      stride, own = 1 if n == 0 else 2, build.packed(packs[max(n - 1, 0)], packs[n])
+      encoder[f"stage{n}"] = EncoderStage(inputs, outputs, stride, blocks, build=own)
       inputs = outputs
     self.encoder = nnx.Dict(encoder)
     coarse_to_fine = range(len(filters) - 2, -1, -1)
