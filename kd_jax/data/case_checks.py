@@ -10,7 +10,7 @@ from kd_jax.data.cases import Case
 from kd_jax.data.scan_checks import check_scan
 from kd_jax.data.voxel_checks import Finding
 from kd_jax.runtime.arrays import bounding_box
-from kd_jax.runtime.errors import CaseError
+from kd_jax.runtime.errors import CaseError, some
 from kd_jax.tasks.names import MODALITIES
 
 # Of a tumour, how much may lie outside the brain; brain extraction cuts some at the meninges. Real
@@ -26,16 +26,27 @@ def source_files(case: Case) -> dict[str, Path]:
 
 
 def missing_files(case: Case, require_seg: bool = True) -> list[CaseError]:
-  errors = [
-    CaseError(case.name, case.folder, f"no {modality} image", "Add the file, or remove the case.")
-    for modality in MODALITIES
-    if modality not in case.images
-  ]
+  """A finding for each file that a case lacks, with the files beside it that were not read."""
+  missing = {m: f"no {m} image" for m in MODALITIES if m not in case.images}
   if require_seg and case.seg is None:
-    errors.append(
-      CaseError(case.name, case.folder, "no label map", "Add the seg file, or remove the case.")
-    )
-  return errors
+    missing["seg"] = "no label map"
+  return [
+    CaseError(case.name, case.folder, *lacking(kind, finding, case))
+    for kind, finding in missing.items()
+  ]
+
+
+def lacking(kind: str, finding: str, case: Case) -> tuple[str, str]:
+  """(finding, remedy) for a case without a file of some kind."""
+  add = "Add the file" if kind != "seg" else "Add the seg file"
+  if not case.beside:
+    return finding, f"{add}, or remove the case."
+  explain = f'names=\'{{"{kind}": "*WORD*"}}\', docs/names.md'
+  names = some([path.name for path in case.beside])
+  return (
+    f"{finding} (not understood: {names})",
+    f"{add}, say which it is ({explain}), or remove the case.",
+  )
 
 
 def read_volumes(case: Case) -> tuple[dict[str, nifti.Volume], list[CaseError], list[CaseError]]:

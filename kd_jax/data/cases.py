@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +48,7 @@ class Case:
     seg: the label map, or None.
     convention: what the numbers in seg mean, see labels.canonical; None without a seg of known
       kind.
+    beside: other images of its folder, which are not read.
   """
 
   name: str
@@ -56,6 +57,7 @@ class Case:
   images: dict[str, Path]
   seg: Path | None
   convention: str | None
+  beside: tuple[Path, ...] = ()
 
   @property
   def label_map(self) -> tuple[Path, str]:
@@ -149,10 +151,8 @@ def on_names(
 
 def told_unused(unused: Sequence[Path], root: str | os.PathLike) -> list[str]:
   """What to say of the files that search leaves aside."""
-  if not unused:
-    return []
   names = [os.path.relpath(path, os.path.expanduser(root)) for path in unused]
-  return [f"{len(names)} other files beside the cases are not read: {some(names)}"]
+  return [f"{len(names)} other files beside the cases are not read: {some(names)}"] if names else []
 
 
 def search(
@@ -207,8 +207,21 @@ def search(
       f"the table of patients names no case of {root}: it has {some(sorted(naming.patients)[:3])}, "
       f"the cases are called {some(sorted(case.name for case in cases)[:3])}; correct its names"
     )
-  cases = [replace(case, patient=naming.patients.get(case.name, case.patient)) for case in cases]
+  cases = [
+    replace(case, patient=naming.patients.get(case.name, case.patient), beside=beside)
+    for case, beside in zip(cases, _beside(cases, unused), strict=True)
+  ]
   return Found(sorted(cases, key=lambda case: case.name), errors, unused, notes)
+
+
+def _beside(cases: Sequence[Case], unused: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+  """Of each case, what its folder holds besides; where cases share one, names tell whose."""
+  count, there = Counter(case.folder for case in cases), defaultdict(list)
+  for path in unused:
+    there[path.parent].append(path)
+  for case in cases:
+    own = case.name if count[case.folder] > 1 else ""
+    yield tuple(path for path in there[case.folder] if path.name.startswith(own))
 
 
 def _told_again(folders: Sequence[Path]) -> list[str]:

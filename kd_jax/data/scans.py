@@ -207,7 +207,7 @@ def _in_folder(folder: Path, modalities: Sequence[str], patterns: Patterns) -> S
     scans, errors = nnunet.find_channels(folder, channels, known, modalities)
     return Scans(scans, errors + _others(folder, set(channels), *_NO_CHANNEL), [])
   if cases:
-    scans, errors = _brats_scans(cases, modalities, found.unused)
+    scans, errors = _brats_scans(cases, modalities)
     return Scans(scans, errors + found.errors, found.notes + told_unused(found.unused, folder))
   if images:
     return _loose(folder, images, modalities, patterns)
@@ -221,15 +221,14 @@ def _in_folder(folder: Path, modalities: Sequence[str], patterns: Patterns) -> S
 
 
 def _brats_scans(
-  cases: Sequence[Case], modalities: Sequence[str], unused: Sequence[Path]
+  cases: Sequence[Case], modalities: Sequence[str]
 ) -> tuple[list[Case], list[CaseError]]:
   scans, errors = [], []
   for case in cases:
     missing = [m for m in modalities if m not in case.images]
     if missing:
       file_name = f"{case.name}_{missing[0]}.nii.gz"
-      beside = [path for path in unused if path.parent == case.folder]
-      errors.append(nnunet.lacking(case.name, case.folder, missing, file_name, beside))
+      errors.append(nnunet.lacking(case.name, case.folder, missing, file_name, case.beside))
     else:
       images = {m: case.images[m] for m in modalities}
       scans.append(replace(case, images=images, convention=case.convention if case.seg else None))

@@ -105,8 +105,8 @@ class Predictor:
     volumes: dict[str, nifti.Volume] = {}
     for modality in self.modalities:
       if modality not in case.images:
-        finding = f"no {modality} image"
-        raise CaseError(case.name, case.folder, finding, "Add the file, or remove the case.")
+        lacking = case_checks.lacking(modality, f"no {modality} image", case)
+        raise CaseError(case.name, case.folder, *lacking)
       volumes[modality] = _read(case, modality)
     errors, warnings = case_checks.check_volumes(case, volumes)
     if errors:

@@ -246,6 +246,11 @@ def turn(case, kind, mm):
 FINDINGS = {
   "missing modality": (lambda c: remove(c, "t2"), "", "no t2 image"),
   "missing seg": (lambda c: remove(c, "seg"), "", "no label map"),
+  "unknown name": (
+    lambda c: c["t2"].rename(c["t2"].with_name("ax.nii.gz")),
+    "",
+    "no t2 image (not understood: ax.nii.gz)",
+  ),
   "truncated": (lambda c: cut(c, "t1"), "B_t1.nii.gz", "truncated or damaged gzip"),
   "not NIfTI": (lambda c: c["t1"].write_bytes(b"x" * 999), "B_t1.nii.gz", "not a NIfTI"),
   "empty file": (lambda c: c["seg"].write_bytes(b""), "B_seg.nii.gz", "the file is empty"),

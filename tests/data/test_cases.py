@@ -103,6 +103,17 @@ def test_missing_files_leave_no_key(tmp_path):
   assert (y.name, y.images) == ("Y", {})  # named after its folder: a case that lost its images
 
 
+def test_a_case_knows_the_images_beside_it(tmp_path):
+  touch(tmp_path, "X/X_t1.nii.gz", "X/post.nii.gz")
+  touch(tmp_path, *[f"all/{case}_t1.nii.gz" for case in "AB"], "all/A_post.nii.gz")
+  a, b, x = find_cases(tmp_path)
+  assert [[path.name for path in case.beside] for case in (a, b, x)] == [
+    ["A_post.nii.gz"],
+    [],
+    ["post.nii.gz"],
+  ]
+
+
 def test_several_cases_in_one_folder(tmp_path):
   touch(tmp_path, *[f"{case}_{s}.nii.gz" for case in "AB" for s in OLD.values()])
   a, b = find_cases(tmp_path)
