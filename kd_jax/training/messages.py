@@ -38,6 +38,12 @@ def introduce(
     f"fold {settings.data.fold}; {total_steps} steps; {dict(mesh.shape)} {device.device_kind} "
     f"({device.platform}); kd_jax {__version__}, jax {jax.__version__}; work directory {workdir}"
   )
+  first, epochs = settings.loss.kd_from_epoch, settings.train.epochs
+  if settings.model.teachers and first >= epochs:
+    log.line(
+      f"warning: the student never hears its teachers: distillation begins after epoch {first} "
+      f"(loss.kd_from_epoch), and train.epochs = {epochs}"
+    )
 
 
 def machine(log: Log, dtype: str, remat: Choice, options: Options, warnings: Sequence[str]) -> None:
