@@ -39,6 +39,15 @@ def panel(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.nda
   return np.concatenate(views, axis=1).astype(np.uint8)
 
 
+def enlarged(pixels: np.ndarray, height: int = 200) -> np.ndarray:
+  """(H, W, 3) -> (n * H, n * W, 3), the least whole n with which it is so high.
+
+  TensorBoard shows a pixel as a pixel, and a grid of 3 mm would be as small as a stamp.
+  """
+  n = -(-height // pixels.shape[0])
+  return pixels.repeat(n, axis=0).repeat(n, axis=1)
+
+
 def error_panel(
   image: np.ndarray,
   truth: np.ndarray,

@@ -15,7 +15,7 @@ from kd_jax.models.framework import Params
 from kd_jax.prediction import calibration, postprocess
 from kd_jax.prediction.calibration import Calibration, Histogram
 from kd_jax.prediction.postprocess import NO_POSTPROCESSING, MinimumSizes
-from kd_jax.report.slices import panel
+from kd_jax.report.slices import enlarged, panel
 from kd_jax.runtime import processes
 from kd_jax.tasks.labels import REGIONS
 from kd_jax.tasks.names import MODALITIES
@@ -94,7 +94,7 @@ def validate(
         if calibrate:
           histograms[name] = _histograms(probabilities, truth)
         if len(drawn) < pictures:
-          drawn[name] = panel(volume[0], truth, predicted)
+          drawn[name] = enlarged(panel(volume[0], truth, predicted))
     if progress:
       progress(done, len(own), name)
   scores, evidence = processes.union(scores), processes.union(evidence)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax.report.slices import COLOURS, ERRORS, error_panel, panel, to_png
+from kd_jax.report.slices import COLOURS, ERRORS, enlarged, error_panel, panel, to_png
 
 SHAPE = (20, 30, 5)  # (D, H, W)
 MARGIN = 4
@@ -40,6 +40,15 @@ def test_four_views_of_the_head_with_a_margin():
   assert pixels.shape == (20 + 2 * MARGIN, 4 * (16 + 2 * MARGIN), 3)
   assert all((v == views(pixels)[0]).all() for v in views(pixels))
   assert not pixels[:MARGIN].any() and not pixels[:, :MARGIN].any()
+
+
+@pytest.mark.parametrize(("height", "times"), [(52, 4), (128, 2), (199, 2), (200, 1), (240, 1)])
+def test_small_pictures_are_enlarged_by_whole_numbers(height, times):
+  pixels = np.random.default_rng(0).integers(0, 255, (height, 6, 3), np.uint8)
+  large = enlarged(pixels)
+  assert large.shape == (times * height, times * 6, 3)
+  for i in range(times):
+    np.testing.assert_array_equal(large[i::times, i::times], pixels)
 
 
 def test_colours_say_class_and_kind_of_error():
