@@ -38,11 +38,6 @@ _REGION_LOSSES = {
 }
 RECIPES = {
   ALONE: Recipe("the student alone", ALONE),
-  "alone_wt": Recipe(
-    "the student alone, with as much cross-entropy of WT on labels as `strong` has on soft labels",
-    ALONE,
-    {"loss.region_ce": {"WT": 2.0, "TC": 0.0, "ET": 0.0}},
-  ),
   "best": Recipe("the default: teachers see T1ce too, and are distilled on WT"),
   "classes": Recipe("the default, distilled over all classes", "", _ALL_CLASSES),
   "strong": Recipe("the default with four times the weight of the teachers", "", _STRONG),

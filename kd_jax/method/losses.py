@@ -110,16 +110,6 @@ def cross_entropy(labels: jax.Array, logits: jax.Array, targets: str = "classes"
   return -jnp.mean(jnp.sum(truth * log_classes, axis=-1))
 
 
-def region_cross_entropy(labels: jax.Array, logits: jax.Array, region: str) -> jax.Array:
-  """Binary cross-entropy of one region against all else, the mean over voxels.
-
-  It is region_kd at T = 1 with the labels in the teacher's place, but for the labels' entropy: 0.
-  """
-  log_p = region_log_probabilities(widen(logits), (region,))
-  inside = region_mask(labels, region)
-  return -jnp.mean(jnp.where(inside, log_p.inside[..., 0], log_p.outside[..., 0]))
-
-
 def dice_jaccard_ce(
   labels: jax.Array, logits: jax.Array, reduction: str = "volume", targets: str = "classes"
 ) -> jax.Array:

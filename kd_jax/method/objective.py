@@ -76,11 +76,6 @@ def objective(
     teachers += settings.cooperative[level] * supervised(f"loss/cooperative/{level}", fused)
 
   alone = deep("loss/supervised", outputs.student)
-  for region, weight in settings.region_ce.items():
-    if weight:
-      name = f"loss/region_ce/{region}"
-      terms[name] = losses.region_cross_entropy(labels, outputs.student.logits, region)
-      alone += weight * terms[name]
   extra = _extra(outputs, labels, settings, terms)
   if outputs.teachers:
     together = settings.supervised * alone

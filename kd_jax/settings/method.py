@@ -38,10 +38,6 @@ class LossSettings:
     DiceReduction, "what Dice sums over: the batch's volume, each sample, or slices as published"
   ] = "volume"
   targets: Annotated[Targets, "what the supervised losses are taken over"] = "classes"
-  region_ce: Annotated[
-    Mapping[Region, Weight],
-    "of a further cross-entropy of a region against all else, on the student's labels",
-  ] = field(default_factory=lambda: {"WT": 0.0, "TC": 0.0, "ET": 0.0})
   kd_reduction: Annotated[
     KdReduction, "T^2 times the mean over voxels, or T times their sum as published"
   ] = "voxel_mean"

@@ -80,7 +80,6 @@ _MTCM_KD = {
   "model.teacher_side_heads": 0,
   "loss.dice_reduction": "volume",
   "loss.targets": "classes",
-  "loss.region_ce": {"WT": 0.0, "TC": 0.0, "ET": 0.0},
   "loss.kd_reduction": "voxel_mean",
   **_ALL_CLASSES,
   "loss.kd_where": "all",

@@ -32,7 +32,7 @@ def test_every_recipe_is_possible(size, name):
   chosen = NO_POSTPROCESSING if name == "paper" else MinimumSizes(BY_VALIDATION, BY_VALIDATION)
   assert settings.inference.minimum_sizes == chosen
   assert settings.train.validate_every == settings.train.epochs
-  assert (not settings.model.teachers) == (name in (recipes.ALONE, "alone_wt", "regions_alone"))
+  assert (not settings.model.teachers) == (name in (recipes.ALONE, "regions_alone"))
   assert settings.data.grid == ("paper" if (size, name) == ("gpu", "paper") else "brain")
 
 

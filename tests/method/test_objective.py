@@ -300,38 +300,6 @@ def test_the_fused_logits_can_teach_at_full_resolution():
   np.testing.assert_allclose(gain, 0.4 * expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("distil", [NO, YES])
-def test_a_further_cross_entropy_is_of_labels_and_counts_as_supervised(distil):
-  settings = dataclasses.replace(SETTINGS, region_ce={"WT": 0.6, "TC": 0.0, "ET": 0.2})
-  out = some_outputs()
-  got = objective(out, LABELS, ALPHA, distil, settings, BRAIN)[1]
-  plain = objective(out, LABELS, ALPHA, distil, SETTINGS, BRAIN)[1]
-  assert got.keys() - plain.keys() == {"loss/region_ce/WT", "loss/region_ce/ET"}
-  p = np.exp(out.student.logits.astype(np.float64))
-  p /= p.sum(-1, keepdims=True)
-  expected = 0.0
-  for region, classes, weight in (("WT", [1, 2, 3], 0.6), ("ET", [3], 0.2)):
-    inside = p[..., classes].sum(-1)
-    term = -np.mean(np.log(np.where(np.isin(LABELS, classes), inside, 1 - inside)))
-    np.testing.assert_allclose(got[f"loss/region_ce/{region}"], term, rtol=1e-5)
-    expected += weight * term
-  expected *= SETTINGS.supervised if distil else 1.0
-  gain = got["loss/student"] - plain["loss/student"]
-  np.testing.assert_allclose(gain, expected, rtol=1e-4)
-  np.testing.assert_array_equal(got["loss/teachers"], plain["loss/teachers"])
-  if distil:
-    np.testing.assert_array_equal(got["loss/distillation"], plain["loss/distillation"])
-
-
-def test_labels_in_the_teachers_place_are_the_further_cross_entropy():
-  """A teacher that is sure of the truth teaches what `region_ce` teaches."""
-  out = some_outputs(("flair",), ())
-  sure = 60.0 * np.eye(4, dtype=np.float32)[LABELS]
-  kd_wt = losses.region_kd(out.student.logits, sure, 1.0, "voxel_mean", 1.0, ("WT",))
-  ce = losses.region_cross_entropy(LABELS, out.student.logits, "WT")
-  np.testing.assert_allclose(np.ravel(kd_wt), ce, rtol=1e-5)
-
-
 def test_features_are_distilled_as_the_mean_over_teachers():
   settings = dataclasses.replace(SETTINGS, bottleneck=0.3, prototype=0.2)
   assert settings.features == ("bottleneck", "level1")
