@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     for workers in processes:
       common.tell(f"preparing {len(cases)} cases with {workers} workers")
       cache = Path(folder) / f"cache{workers}"
-      row, entries = measure_prepare(cases, cache, data.cache_settings, workers)
+      row, entries = measure_prepare(cases, cache, data.cache_settings(), workers)
       prepared.append(row)
     for workers in arguments.workers or sizes["workers"]:
       common.tell(f"reading {batches} batches with {workers} workers")

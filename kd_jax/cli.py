@@ -96,7 +96,9 @@ def prepare(call: Call) -> None:
   """Checks every case and fills the cache."""
   from kd_jax.data import dataset
 
-  dataset.report(call.needed_settings().data, call.terminal.progress, call.terminal.line)
+  settings = call.needed_settings()
+  sequences = settings.model.sequences
+  dataset.report(settings.data, sequences, call.terminal.progress, call.terminal.line)
 
 
 def evaluate(call: Call) -> None:

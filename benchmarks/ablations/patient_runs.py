@@ -134,7 +134,7 @@ def over_time(settings: Settings, folder: Path, student: Student) -> list[dict[s
   """
   terminal = Terminal(0)
   choice = choose(settings.data, folder / FOLDS_FILE, terminal.progress)
-  dataset = open_dataset(settings.data, choice, terminal.progress)
+  dataset = open_dataset(settings.data, settings.model.sequences, choice, terminal.progress)
   sides = {"training": spread(dataset.train, len(dataset.val)), "validation": dataset.val}
   framework, data = Framework(settings.model), settings.data
   shapes = sliding_window.shapes(

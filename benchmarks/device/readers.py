@@ -54,7 +54,7 @@ def readers(turns: Turns, small: bool) -> None:
     cases = input_pipeline.find(None, 2 if small else 8, Path(folder) / "data")
     data = run.data
     _, entries = input_pipeline.measure_prepare(
-      cases, Path(folder) / "cache", data.cache_settings, min(8, common.cores())
+      cases, Path(folder) / "cache", data.cache_settings(), min(8, common.cores())
     )
     with turns.alone():
       steps_with(lambda: batch, 2)

@@ -208,7 +208,7 @@ def _ready_entry(case: Case, cache_dir: Path, settings: CacheSettings, index: In
   files = source_files(case)
   by_path = {kind: os.path.abspath(path) for kind, path in files.items()}
   hashes = {kind: known[path] for kind, path in by_path.items() if path in known}
-  if len(hashes) < len(files) or missing_files(case, settings.require_seg):
+  if len(hashes) < len(files) or missing_files(case, settings.sequences, settings.require_seg):
     return None
   path = cache_dir / entry_key(case, hashes, settings)
   return path if path.exists() else None

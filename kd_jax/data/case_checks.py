@@ -25,9 +25,11 @@ def source_files(case: Case) -> dict[str, Path]:
   return dict(case.images) | ({"seg": case.seg} if case.seg else {})
 
 
-def missing_files(case: Case, require_seg: bool = True) -> list[CaseError]:
+def missing_files(
+  case: Case, sequences: Sequence[str] = MODALITIES, require_seg: bool = True
+) -> list[CaseError]:
   """A finding for each file that a case lacks, with the files beside it that were not read."""
-  missing = {m: f"no {m} image" for m in MODALITIES if m not in case.images}
+  missing = {m: f"no {m} image" for m in sequences if m not in case.images}
   if require_seg and case.seg is None:
     missing["seg"] = "no label map"
   return [

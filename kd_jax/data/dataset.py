@@ -176,6 +176,7 @@ def settle(
 
 def prepare(
   settings: DataSettings,
+  sequences: tuple[str, ...],
   cases: Sequence[Case],
   progress: Progress,
   tell: Callable[[str], None] | None = None,
@@ -183,11 +184,14 @@ def prepare(
   """The cache entries of the good cases by name, and what is wrong with the rest.
 
   Several processes share the cases out.
+
+  Args:
+    sequences: what networks read; a case that lacks one is not good.
   """
   own, bad = cache.prepare(
     processes.share(cases),
     settings.cache,
-    settings.cache_settings,
+    settings.cache_settings(sequences),
     settings.prepare_workers or None,
     progress("preparing cases"),
     tell,
@@ -202,7 +206,12 @@ def prepare(
   return entries, processes.all_errors(bad)
 
 
-def report(settings: DataSettings, progress: Progress, tell: Callable[[str], None]) -> None:
+def report(
+  settings: DataSettings,
+  sequences: tuple[str, ...],
+  progress: Progress,
+  tell: Callable[[str], None],
+) -> None:
   """--mode=prepare: fills the cache and tells what came of it. UserError if cases are bad."""
   _read_given(settings)
   found, lines = find(settings, progress)
@@ -211,32 +220,36 @@ def report(settings: DataSettings, progress: Progress, tell: Callable[[str], Non
   cases, on_labels = settle(settings, found.cases, progress)
   for line in lines + on_labels if processes.first() else ():
     tell(line)
-  entries, bad = prepare(settings, cases, progress, tell)
+  entries, bad = prepare(settings, sequences, cases, progress, tell)
   bad = found.errors + bad
   tell(f"{len(entries)} of {len(cases)} cases are ready in {settings.cache}")
   if bad and not settings.skip_bad_cases:
-    raise bad_cases_error(bad)
+    raise bad_cases_error(bad, _nowhere(sequences, cases))
   if bad:
     tell(f"left out, as you asked:\n{error_table(bad)}")
 
 
 def open_dataset(
   settings: DataSettings,
+  sequences: tuple[str, ...],
   choice: Choice,
   progress: Progress,
   tell: Callable[[str], None] | None = None,
 ) -> Dataset:
   """The cases of the settings' fold; prepares what is missing, of all cases that some fold names.
 
+  Args:
+    sequences: what networks read; a case that lacks one cannot be used.
+
   Raises:
     UserError: cases that cannot be used (unless they may be skipped), or none left.
   """
   listed = folds.listed(choice.folds)
   cases = [case for case in choice.cases if case.name in listed]
-  entries, bad = prepare(settings, cases, progress, tell)
+  entries, bad = prepare(settings, sequences, cases, progress, tell)
   bad = choice.bad + bad
   if bad and not settings.skip_bad_cases:
-    raise bad_cases_error(bad)
+    raise bad_cases_error(bad, _nowhere(sequences, cases))
   train, val = ([name for name in side if name in entries] for side in (choice.train, choice.val))
   for side, names in (("training", train), ("validation", val)):
     if not names:
@@ -245,12 +258,22 @@ def open_dataset(
   return Dataset(by_name, entries, train, val, bad)
 
 
-def bad_cases_error(bad: list[CaseError]) -> UserError:
+def bad_cases_error(bad: list[CaseError], nowhere: Sequence[str] = ()) -> UserError:
+  """What is wrong with cases; nowhere: sequences that are read and that no case has."""
   names = len({error.case for error in bad})
+  remedy = "Mend them, or go on without them: --config.data.skip_bad_cases=True"
+  if nowhere:
+    remedy = (
+      f"No case has {' or '.join(nowhere)}. Recipes that read less: --config=NAME:student_only, "
+      "from_flair, from_t2, from_t1 (docs/presets.md), or model.teachers"
+    )
   return UserError(
-    f"{names} case{'s' * (names > 1)} cannot be used:\n\n{error_table(bad)}\n\n"
-    "Mend them, or go on without them: --config.data.skip_bad_cases=True"
+    f"{names} case{'s' * (names > 1)} cannot be used:\n\n{error_table(bad)}\n\n{remedy}"
   )
+
+
+def _nowhere(sequences: Sequence[str], cases: Sequence[Case]) -> list[str]:
+  return [name for name in sequences if not any(name in case.images for case in cases)]
 
 
 def spread(names: list[str], count: int) -> list[str]:

@@ -3,7 +3,8 @@
 An entry is one folder, named by a hash of what went into it (the bytes of the case's files, the
 settings, the format), so an entry is never out of date and never overwritten:
 
-  images.npy      (4, D, H, W) in MODALITIES order, float16 (zscore) or float32 (paper)
+  images.npy      (4, D, H, W) in MODALITIES order, float16 (zscore) or float32 (paper); 0 where
+                  the case lacks a sequence
   labels.npy      (D, H, W) uint8 classes                      } not in an entry of a case
   foreground.npy  (3, 4096, 3) int16 coordinates of classes 1..3 } without a label map
   meta.json       everything else: names, grid, settings, counts, warnings, checksums
@@ -44,7 +45,7 @@ class Entry:
 
   Attributes:
     path: the entry's folder.
-    images: (4, D, H, W) in MODALITIES order.
+    images: (4, D, H, W) in MODALITIES order; 0 where the case lacks a sequence.
     labels: (D, H, W) uint8 classes, or None.
     foreground: for classes 1, 2, 3 an (n, 3) int16 array of voxels of that class, drawn at
       random; n is 0 where the class is absent. Empty if labels is None.
@@ -110,7 +111,7 @@ def entry_key(case: Case, hashes: Mapping[str, str], settings: CacheSettings) ->
 
 def _content_settings(settings: CacheSettings) -> dict:
   """The settings that an entry's content depends on."""
-  return {k: v for k, v in asdict(settings).items() if k != "require_seg"}
+  return {k: v for k, v in asdict(settings).items() if k not in ("require_seg", "sequences")}
 
 
 def file_hash(path: Path) -> str:
@@ -122,7 +123,7 @@ def build_entry(
   case: Case, cache_dir: Path, settings: CacheSettings, hashes: Mapping[str, str]
 ) -> tuple[Path | None, list[CaseError]]:
   """The entry of one case, made if it is not there yet; or the findings that prevent it."""
-  errors = missing_files(case, settings.require_seg)
+  errors = missing_files(case, settings.sequences, settings.require_seg)
   path = cache_dir / entry_key(case, hashes, settings)
   if not errors and path.exists():
     return path, []
@@ -138,21 +139,23 @@ def build_entry(
       errors.append(CaseError(case.name, case.seg, str(e), remedy))
   if errors:
     return None, errors
-  if seg is not None and (odd := check_labels(classes, [volumes[m].data for m in MODALITIES])):
+  images = {m: volumes[m] for m in MODALITIES if m in volumes}
+  if seg is not None and (odd := check_labels(classes, [x.data for x in images.values()])):
     told = CaseError(case.name, case.seg, odd.text, odd.remedy)
     if odd.severity == "error":
       return None, [told]
     warnings.append(told)
-  images = {m: volumes[m] for m in MODALITIES}
   try:
-    arrays["images"], grid = to_arrays(images, settings.grid, settings.normalise, settings.spacing)
+    own, grid = to_arrays(images, settings.grid, settings.normalise, settings.spacing)
   except ValueError as e:
     return None, [CaseError(case.name, case.folder, str(e), "Correct or replace the files.")]
+  arrays["images"] = np.zeros((len(MODALITIES), *grid.shape), own.dtype)
+  arrays["images"][[MODALITIES.index(m) for m in images]] = own
   if seg is not None:
     arrays["labels"] = np.ascontiguousarray(grids.to_grid_labels(classes, grid))
     arrays["foreground"] = foreground_voxels(arrays["labels"])
     voxels = np.bincount(arrays["labels"].ravel(), minlength=4).tolist()
-  reference = volumes[MODALITIES[0]]
+  reference = next(iter(images.values()))
   meta = {
     "format": FORMAT,
     "case": case.name,

@@ -7,7 +7,7 @@ from kd_jax.runtime.errors import ConfigError
 from kd_jax.settings.constraints import PathName, Range, Readable
 from kd_jax.settings.schema import FREE
 from kd_jax.tasks.labels import AUTO, canonical
-from kd_jax.tasks.names import parse_patterns
+from kd_jax.tasks.names import MODALITIES, parse_patterns
 
 PATH = PathName()
 MAYBE_PATH = PathName(empty=True)
@@ -47,6 +47,9 @@ class CacheSettings:
   normalise: Normalisation = "zscore"
   grid: GridKind = "brain"
   require_seg: Annotated[bool, "a case without a label map is an error"] = True
+  sequences: Annotated[
+    tuple[str, ...], "a case without one of them is an error; of others, what is there is kept"
+  ] = MODALITIES
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,9 @@ class DataSettings:
       raise ConfigError(f"data.labels: {e}") from e
     object.__setattr__(self, "labels", said)
 
-  @property
-  def cache_settings(self) -> CacheSettings:
-    return CacheSettings(self.spacing, self.normalise, self.grid)
+  def cache_settings(self, sequences: tuple[str, ...] = MODALITIES) -> CacheSettings:
+    """Of entries for networks that read these sequences."""
+    return CacheSettings(self.spacing, self.normalise, self.grid, sequences=sequences)
 
   @property
   def sampling(self) -> SamplingSettings:

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, NamedTuple, get_args
 from kd_jax.runtime.errors import ConfigError
 from kd_jax.settings.constraints import Distinct, Pattern, Range
 from kd_jax.settings.schema import Before
-from kd_jax.tasks.names import Modality
+from kd_jax.tasks.names import MODALITIES, Modality
 
 # Deep supervision and fusion: level k has the resolution 1 / 2^k.
 FusionLevel = Literal["level1", "level2"]
@@ -128,6 +128,12 @@ class ModelSettings:
     "what is computed in; `auto` is bfloat16 on GPU and TPU and float32 on CPU; parameters stay "
     "float32",
   ] = "auto"
+
+  @property
+  def sequences(self) -> tuple[Modality, ...]:
+    """What the networks read together, in MODALITIES order: what a case must have."""
+    read = {*self.student, *(name for own in self.teachers.values() for name in own)}
+    return tuple(name for name in MODALITIES if name in read)
 
   @property
   def levels(self) -> tuple[FusionLevel, ...]:

@@ -120,7 +120,7 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
   choice = choose(settings.data, workdir / FOLDS_FILE if begun else None, terminal.progress)
   for line in choice.lines:
     tell(line)
-  dataset = open_dataset(settings.data, choice, terminal.progress, tell)
+  dataset = open_dataset(settings.data, settings.model.sequences, choice, terminal.progress, tell)
   processes.wait()  # until all have read what the run began with
   if processes.first():
     _claim(workdir, settings, choice, dataset, begun, tell)

@@ -71,6 +71,27 @@ def test_zscore_entry(root, tmp_path):
   verify_entry(entry.path)
 
 
+def test_sequences_that_nobody_reads_may_be_missing(root, tmp_path):
+  for kind in ("flair", "t1", "t2"):
+    (root / "B" / f"B_{kind}.nii.gz").unlink()
+  wanted = replace(ZSCORE, sequences=("t1ce",))
+  whole = prepare_one(root / "A", tmp_path / "cache")
+  assert prepare_one(root / "A", tmp_path / "cache", wanted).path == whole.path  # one for all
+  entry = prepare_one(root / "B", tmp_path / "cache", wanted)
+  own = [kind == "t1ce" for kind in MODALITIES]
+  assert [bool(x.any()) for x in entry.images] == own
+  assert entry.images.shape[0] == 4 and entry.images.dtype == np.float16
+  volume = nifti.read(root / "B" / "B_t1ce.nii.gz")
+  expected, grid = to_arrays({"t1ce": volume}, spacing=ZSCORE.spacing)
+  np.testing.assert_array_equal(entry.images[own], expected)
+  assert entry.grid == grid and entry.labels.any()
+  assert list(entry.meta["sources"]) == ["t1ce", "seg"]
+  for sequences, missing in ((("t1ce", "t2"), ["t2"]), (MODALITIES, ["flair", "t1", "t2"])):
+    settings = replace(ZSCORE, sequences=sequences)
+    ready, errors = prepare(find_cases(root / "B"), tmp_path / "cache", settings, workers=1)
+    assert not ready and [e.finding for e in errors] == [f"no {m} image" for m in missing]
+
+
 def test_zscore_is_over_the_modality_s_own_voxels():
   x = images()["t1"]
   x[5, 6, 7] = 0

@@ -9,6 +9,7 @@ from synthetic import LARGE, make_case
 from kd_jax.data import dataset
 from kd_jax.runtime.errors import ConfigError, UserError
 from kd_jax.settings.data import DataSettings
+from kd_jax.tasks.names import MODALITIES
 
 G = [f"BraTS-GLI-{p:05d}-{t}" for p in range(4) for t in (100, 101)]
 
@@ -118,15 +119,30 @@ def test_only_cases_that_a_fold_names_are_prepared(tmp_path):
   )
   settings = given(settings, tmp_path, {"train": ["A"], "val": ["B"]})
   choice = dataset.choose(settings, None, quiet)
-  opened = dataset.open_dataset(settings, choice, quiet)
+  opened = dataset.open_dataset(settings, MODALITIES, choice, quiet)
   assert sorted(opened.entries) == sorted(opened.cases) == ["A", "B"] and not opened.bad
   both = given(settings, tmp_path, {"folds": [["A"], ["B", "C"]]})
   with pytest.raises(UserError, match="1 case cannot be used"):
-    dataset.open_dataset(both, dataset.choose(both, None, quiet), quiet)
+    dataset.open_dataset(both, MODALITIES, dataset.choose(both, None, quiet), quiet)
 
 
 def test_prepare_checks_a_file_of_folds_before_its_work(settings, tmp_path):
   files = given(settings, tmp_path, {"train": G[:3], "val": G[3:]})
   with pytest.raises(UserError, match="both training and validation"):
-    dataset.report(files, quiet, print)
+    dataset.report(files, MODALITIES, quiet, print)
   assert not (tmp_path / "cache").exists()
+
+
+def test_sequences_that_no_case_has_are_named_with_recipes_that_read_less(tmp_path):
+  for i in range(2):
+    folder = make_case(tmp_path / "data" / f"P{i}", seed=i)
+    for kind in ("flair", "t2"):
+      (folder / f"P{i}_{kind}.nii.gz").unlink()
+  settings = DataSettings(str(tmp_path / "data"), cache=str(tmp_path / "cache"), spacing=3.0)
+  with pytest.raises(
+    UserError, match=r"No case has flair or t2\. Recipes that read less: .*from_t1"
+  ):
+    dataset.report(settings, MODALITIES, quiet, lambda line: None)
+  ready: list[str] = []
+  dataset.report(settings, ("t1", "t1ce"), quiet, ready.append)
+  assert "2 of 2 cases are ready" in ready[-1]

@@ -12,6 +12,7 @@ from kd_jax.data.entry import open_entry
 from kd_jax.runtime.errors import ConfigError
 from kd_jax.settings.data import DataSettings
 from kd_jax.tasks.labels import from_classes, to_classes
+from kd_jax.tasks.names import MODALITIES
 
 CLASSES = to_classes(seg(), "brats2018")
 
@@ -30,7 +31,7 @@ def prepared(root, **more):
   own = settings(root, **more)
   found, _ = dataset.find(own, quiet)
   cases, lines = dataset.settle(own, found.cases, quiet)
-  entries, bad = dataset.prepare(own, cases, quiet)
+  entries, bad = dataset.prepare(own, MODALITIES, cases, quiet)
   assert bad == []
   return {name: open_entry(path) for name, path in entries.items()}, lines
 
@@ -75,7 +76,7 @@ def test_the_next_start_reads_no_label_map(tmp_path):
 
   for expected in (["looking at the labels", "preparing cases"], ["preparing cases"]):
     del seen[:]
-    dataset.report(settings(tmp_path), progress, lambda line: None)
+    dataset.report(settings(tmp_path), MODALITIES, progress, lambda line: None)
     assert seen == expected
 
 

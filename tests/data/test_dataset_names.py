@@ -6,6 +6,7 @@ from synthetic import make_case
 from kd_jax.data import dataset
 from kd_jax.runtime.errors import UserError
 from kd_jax.settings.data import DataSettings
+from kd_jax.tasks.names import MODALITIES
 
 
 def settings(tmp_path, **more) -> DataSettings:
@@ -21,7 +22,7 @@ def prepare(tmp_path, **more):
   """(ready cases, bad cases, what is said of names)."""
   own = settings(tmp_path, **more)
   found, lines = dataset.find(own, quiet)
-  entries, bad = dataset.prepare(own, found.cases, quiet)
+  entries, bad = dataset.prepare(own, MODALITIES, found.cases, quiet)
   return sorted(entries), [error.case for error in found.errors + bad], lines
 
 
@@ -34,7 +35,7 @@ def test_images_that_are_no_cases_are_bad_and_files_beside_cases_are_told(tmp_pa
   assert (ready, bad) == (["A"], ["scan"])
   assert told == ["1 other files beside the cases are not read: A/A_mask.nii.gz"]
   with pytest.raises(UserError, match=r"1 case cannot be used:(.|\n)*scan.nii.gz"):
-    dataset.report(settings(tmp_path), quiet, told.append)
+    dataset.report(settings(tmp_path), MODALITIES, quiet, told.append)
 
 
 def test_a_folder_where_nothing_is_understood_names_what_is_there(tmp_path):

@@ -15,6 +15,7 @@ QUICK = {
   "train__save_every": 2,
   "train__validate_every": 1,
 }
+OTHERS = ("*_flair.nii.gz", "*_t1.nii.gz", "*_t2.nii.gz")
 WRONG = {
   "fold 3": ([{"train": NAMES[:4], "val": NAMES[4:]}], "data.fold = 3: there is only fold 0"),
   "endings": ({"train": NAMES[:4], "val": ["case4.nii.gz"]}, "write 'case4' for 'case4.nii.gz'"),
@@ -30,7 +31,7 @@ WRONG = {
 def tries(place: Place) -> dict[str, tuple[int, str]]:
   """(status, output) of a first try with each wrong split, in forks of one process."""
   shutil.copytree(place.folder / "data", place.folder / "one_bad")
-  (place.folder / "one_bad" / "case0" / "case0_t1.nii.gz").unlink()
+  (place.folder / "one_bad" / "case0" / "case0_t1ce.nii.gz").unlink()
   commands = []
   for name, (content, _) in WRONG.items():
     more = {"data__root": place.folder / "one_bad"} if name == "a bad case" else {}
@@ -57,9 +58,12 @@ def test_a_try_that_did_not_begin_leaves_nothing(place: Place, tries, name):
 
 
 def test_a_holdout_from_training_to_scores(place: Place):
-  """The corrected command in the work directory of a failed one; then cases come and go."""
+  """The corrected command in the work directory of a failed one; then cases come and go.
+
+  The cases have what the student alone needs: T1ce and label maps.
+  """
   folder, data = place.folder, place.folder / "own data"
-  shutil.copytree(folder / "data", data)
+  shutil.copytree(folder / "data", data, ignore=shutil.ignore_patterns(*OTHERS))
   split = folder / "splits_final.json"
   settings = QUICK | {"data__root": data, "data__folds_file": split}
   split.write_text(json.dumps([{"train": NAMES[:2], "val": ["case2", "case2"]}]))
@@ -73,7 +77,7 @@ def test_a_holdout_from_training_to_scores(place: Place):
   shutil.copytree(data / "case5", data / "case7")
   for file in (data / "case7").iterdir():
     file.rename(file.with_name(file.name.replace("case5", "case7")))
-  (data / "case0" / "case0_t1.nii.gz").write_bytes(b"broken")
+  (data / "case0" / "case0_t1ce.nii.gz").write_bytes(b"broken")
   more = {"train__epochs": 2, "data__skip_bad_cases": True}
   output = place.finish(place.start("held", **settings | more))
   assert "hold-out: 3 of 7 cases" in output and "case4, case5, case7" in output

@@ -313,3 +313,16 @@ def test_resuming_lists_what_may_not_change(tmp_path):
 def test_teachers_that_differ_count_as_a_difference():
   old, new = (presets.settings(f"brats21:{v}") for v in ("", "student_only"))
   assert any(name.startswith("model.teachers") for name in record.differences(old, new))
+
+
+@pytest.mark.parametrize(
+  ("variants", "sequences"),
+  [
+    ("", ("flair", "t1", "t1ce", "t2")),
+    ("student_only", ("t1ce",)),
+    ("from_flair", ("flair", "t1ce")),
+    ("t1,student_only", ("t1",)),
+  ],
+)
+def test_what_a_case_must_have_is_what_networks_read(variants, sequences):
+  assert presets.settings(f"brats21:{variants}").model.sequences == sequences
