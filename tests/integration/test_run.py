@@ -218,12 +218,12 @@ def test_bad_cases_are_listed_and_can_be_left_out(place, finished):
   bad = make_case(place.folder / "bad" / "case9", seed=9)
   for i in range(6):
     (place.folder / "bad" / f"case{i}").symlink_to(place.folder / "data" / f"case{i}")
-  (bad / "case9_t1.nii.gz").unlink()
+  (bad / "case9_t1ce.nii.gz").unlink()
   root = place.folder / "bad"
   output = place.finish(place.start(None, "--mode=prepare", data__root=root), 1)
-  assert "case9" in output and "t1" in output and "skip_bad_cases" in output
+  assert "case9" in output and "no t1ce image" in output and "skip_bad_cases" in output
   settings = {"data__root": root, "data__skip_bad_cases": True, "train__epochs": 1}
-  settings["variant"] = "student_only"  # teachers see the same cases
+  settings["variant"] = "student_only"  # it reads T1ce, too
   output = place.finish(place.start("bad_run", **settings))
   assert "left out, as you asked" in output and "case9" in output
 
