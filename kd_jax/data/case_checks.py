@@ -11,7 +11,6 @@ from kd_jax.data.scan_checks import check_scan
 from kd_jax.data.voxel_checks import Finding
 from kd_jax.runtime.arrays import bounding_box
 from kd_jax.runtime.errors import CaseError, some
-from kd_jax.tasks.names import MODALITIES
 
 # Of a tumour, how much may lie outside the brain; brain extraction cuts some at the meninges. Real
 # cases have 0.00001 at most.
@@ -25,30 +24,26 @@ def source_files(case: Case) -> dict[str, Path]:
   return dict(case.images) | ({"seg": case.seg} if case.seg else {})
 
 
-def missing_files(
-  case: Case, sequences: Sequence[str] = MODALITIES, require_seg: bool = True
-) -> list[CaseError]:
-  """A finding for each file that a case lacks, with the files beside it that were not read."""
-  missing = {m: f"no {m} image" for m in sequences if m not in case.images}
-  if require_seg and case.seg is None:
-    missing["seg"] = "no label map"
-  return [
-    CaseError(case.name, case.folder, *lacking(kind, finding, case))
-    for kind, finding in missing.items()
-  ]
+def missing_files(case: Case, sequences: Sequence[str], require_seg: bool) -> list[CaseError]:
+  """What to say of each file that a case lacks."""
+  there, wanted = source_files(case), (*sequences, *(["seg"] if require_seg else []))
+  return [lacking(case, kind) for kind in wanted if kind not in there]
 
 
-def lacking(kind: str, finding: str, case: Case) -> tuple[str, str]:
-  """(finding, remedy) for a case without a file of some kind."""
-  add = "Add the file" if kind != "seg" else "Add the seg file"
-  if not case.beside:
-    return finding, f"{add}, or remove the case."
-  explain = f'names=\'{{"{kind}": "*WORD*"}}\', docs/names.md'
-  names = some([path.name for path in case.beside])
-  return (
-    f"{finding} (not understood: {names})",
-    f"{add}, say which it is ({explain}), or remove the case.",
-  )
+def lacking(case: Case, kind: str) -> CaseError:
+  """What to say of a case without a modality, or without "seg"."""
+  image = kind != "seg"
+  finding = f"no {kind} image" if image else "no label map"
+  remedy = f"Add the {'file' if image else 'seg file'}, "
+  if case.beside:
+    remedy += f'say which it is (names=\'{{"{kind}": "*WORD*"}}\', docs/names.md), '
+  remedy += "or remove the case."
+  return CaseError(case.name, case.folder, finding + told_beside(case.beside), remedy)
+
+
+def told_beside(beside: Sequence[Path]) -> str:
+  """What a finding adds on files that lie beside a case and are not read; "" if none does."""
+  return f" (not understood: {some([path.name for path in beside])})" if beside else ""
 
 
 def read_volumes(case: Case) -> tuple[dict[str, nifti.Volume], list[CaseError], list[CaseError]]:

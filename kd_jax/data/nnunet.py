@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from kd_jax.data.case_checks import told_beside
 from kd_jax.data.cases import Case, loose_case
-from kd_jax.runtime.errors import CaseError, UserError, some
+from kd_jax.runtime.errors import CaseError, UserError
 from kd_jax.runtime.files import load_json
 from kd_jax.tasks.names import mentioned, parse_name
 
@@ -138,9 +139,8 @@ def lacking(
   name: str, where: Path, missing: Sequence[str], file_name: str, beside: Sequence[Path] = ()
 ) -> CaseError:
   """What to say of a case that lacks some modalities; beside: files that were not understood."""
-  found = f" (not understood: {some([path.name for path in beside])})" if beside else ""
   remedy = f"The student reads {', '.join(missing)}: add it, named for instance {file_name}."
-  return CaseError(name, where, f"no {' and no '.join(missing)} image{found}", remedy)
+  return CaseError(name, where, f"no {' and no '.join(missing)} image{told_beside(beside)}", remedy)
 
 
 def numbers(

@@ -105,8 +105,7 @@ class Predictor:
     volumes: dict[str, nifti.Volume] = {}
     for modality in self.modalities:
       if modality not in case.images:
-        lacking = case_checks.lacking(modality, f"no {modality} image", case)
-        raise CaseError(case.name, case.folder, *lacking)
+        raise case_checks.lacking(case, modality)
       volumes[modality] = _read(case, modality)
     errors, warnings = case_checks.check_volumes(case, volumes)
     if errors:
