@@ -264,8 +264,8 @@ def bad_cases_error(bad: list[CaseError], nowhere: Sequence[str] = ()) -> UserEr
   remedy = "Mend them, or go on without them: --config.data.skip_bad_cases=True"
   if nowhere:
     remedy = (
-      f"No case has {' or '.join(nowhere)}. Recipes that read less: --config=NAME:student_only, "
-      "from_flair, from_t2, from_t1 (docs/presets.md), or model.teachers"
+      f"No case has {' or '.join(nowhere)}. Mend them, or choose what is read (docs/presets.md): "
+      "student_only reads the student's sequence alone, from_flair, from_t2 and from_t1 one more"
     )
   return UserError(
     f"{names} case{'s' * (names > 1)} cannot be used:\n\n{error_table(bad)}\n\n{remedy}"

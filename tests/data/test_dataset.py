@@ -140,7 +140,7 @@ def test_sequences_that_no_case_has_are_named_with_recipes_that_read_less(tmp_pa
       (folder / f"P{i}_{kind}.nii.gz").unlink()
   settings = DataSettings(str(tmp_path / "data"), cache=str(tmp_path / "cache"), spacing=3.0)
   with pytest.raises(
-    UserError, match=r"No case has flair or t2\. Recipes that read less: .*from_t1"
+    UserError, match=r"No case has flair or t2\. Mend them, or .* student_only reads .* from_t1"
   ):
     dataset.report(settings, MODALITIES, quiet, lambda line: None)
   ready: list[str] = []
