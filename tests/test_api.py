@@ -135,7 +135,7 @@ def test_the_examples_of_the_documentation(place, monkeypatch, capfd):
   """In order, in one program, as a reader tries them.
 
   Only the training takes no time: it leaves a run that nobody trained. Real training through this
-  interface: integration/test_api_run.py.
+  interface: integration/test_run.py.
   """
   asked = []
 

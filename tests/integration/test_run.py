@@ -1,5 +1,6 @@
-"""main.py as a user runs it: trained, killed, resumed, evaluated, misused."""
+"""main.py as a user runs it: trained, killed, resumed, evaluated; kd_jax.train beside it."""
 
+import ast
 import csv
 import json
 import os
@@ -11,8 +12,29 @@ import zlib
 import nibabel as nib
 import numpy as np
 import pytest
-from program import REPOSITORY, STEPS, arrays, checkpoint_steps, numbers, wait_for_checkpoint
+from program import (
+  REPOSITORY,
+  SETTINGS,
+  STEPS,
+  arrays,
+  checkpoint_steps,
+  numbers,
+  wait_for_checkpoint,
+)
 from synthetic import make_case
+
+import kd_jax
+
+TRAIN = """
+import json, sys
+sys.path.insert(0, sys.argv[2])
+import kd_jax
+
+if __name__ == "__main__":
+  overrides = json.loads(sys.argv[1])
+  workdir = kd_jax.train("quickstart:from_flair", "by_api", overrides)
+  print(workdir)
+"""
 
 
 def test_a_run_leaves_what_the_readme_says(finished):
@@ -91,6 +113,24 @@ def check_interrupted(place, finished, **settings):
   steps = [x["step"] for x in numbers(workdir) if "train/loss/student" in x]
   assert steps == sorted(set(steps)), "a step is recorded twice"
   return workdir
+
+
+def test_the_interface_trains_as_the_command_line_does(place, finished):
+  """The same settings: every number is the same, of the log and of the checkpoints."""
+  overrides = {
+    name: ast.literal_eval(value) if str(value).startswith("(") else value
+    for name, value in SETTINGS.items()
+  } | {"data.root": str(place.folder / "data"), "data.cache": str(place.folder / "cache")}
+  script = place.folder / "train.py"
+  script.write_text(TRAIN)
+  output = place.finish(place.python(str(script), json.dumps(overrides), str(REPOSITORY)))
+  assert "step 12/12" in output and output.splitlines()[-1] == "by_api"
+  own = place.folder / "by_api"
+  assert numbers(own) == numbers(finished)
+  mine, theirs = arrays(own, STEPS), arrays(finished, STEPS)
+  assert mine.keys() == theirs.keys()
+  assert all((mine[name] == theirs[name]).all() for name in mine)
+  assert kd_jax.load(own).describe()["students"][0]["training"]["step"] == 12
 
 
 def test_a_finished_run_has_nothing_left_to_do(place, finished):
@@ -226,47 +266,3 @@ def test_bad_cases_are_listed_and_can_be_left_out(place, finished):
   settings["variant"] = "student_only"  # it reads T1ce, too
   output = place.finish(place.start("bad_run", **settings))
   assert "left out, as you asked" in output and "case9" in output
-
-
-MISUSES = [
-  ([], "--mode=train needs --config"),
-  (
-    ["--config=configs/brats21.py:papper"],
-    "unknown variant 'papper'; did you mean 'paper'? known: paper, mtcm_kd",
-  ),
-  (["--config=configs/brats21.py", "--config.data.fld=1"], "fld"),
-  (["--config=configs/brats21.py", "--config.data.root=/nowhere"], "no data folder /nowhere"),
-  (["--config=configs/brats21.py", "--config.data.patch=(100,128,128)"], "a multiple of 8"),
-  (["--config=configs/brats21.py", "stray"], "what is 'stray'?"),
-  (["--mode=evaluate"], "give --checkpoint"),
-  (["--mode=evaluate", "--workdir=/nowhere"], "no such checkpoint: /nowhere"),
-  (["--mode=evaluate", "--checkpoint=configs/"], "holds no student"),
-  (["--mode=evaluate", "--predictions=/nowhere"], "go together"),
-  (["--mode=evaluate", "--predictions=/a", "--truth=/b", "--mirror"], "--mirror has no meaning"),
-  (["--mode=predict", "--checkpoint=/nowhere", "--output=o"], "needs --input"),
-  (["--mode=predict", "--config=configs/brats21.py"], "needs --checkpoint"),
-  (["--mode=compare", "a"], "takes two evaluations"),
-  (["--mode=compare", "/nowhere", "/nowhere"], "/nowhere"),
-  (["--mode=dance", "--config=configs/brats21.py"], "known: train, prepare, evaluate"),
-  (["--config=configs/brats21.py", "--labels=brats2021"], "--labels has no meaning"),
-  (["--config=configs/brats21.py", "--min_et_mm3=9"], "--min_et_mm3 has no meaning"),
-  (["--config=configs/brats21.py", "--config.inference.min_et_mm3=-9"], "min_et_mm3 = -9.0 is not"),
-]
-
-
-@pytest.fixture(scope="module")
-def answers(place):
-  """(status, output) of all misuses, in forks of one process: each start costs seconds."""
-  commands = [
-    [flag.replace("configs/", f"{REPOSITORY}/configs/") for flag in c] for c, _ in MISUSES
-  ]
-  forked = REPOSITORY / "tests" / "helpers" / "forked_main.py"
-  return json.loads(place.finish(place.python(str(forked), json.dumps(commands))).splitlines()[-1])
-
-
-@pytest.mark.parametrize("number", range(len(MISUSES)), ids=lambda i: MISUSES[i][1])
-def test_misuse_is_answered_in_one_message(answers, number):
-  status, output = answers[number]
-  assert status == 1, output
-  assert MISUSES[number][1] in output
-  assert "Traceback" not in output
