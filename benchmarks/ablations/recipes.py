@@ -41,6 +41,14 @@ RECIPES = {
   "best": Recipe("the default: teachers see T1ce too, and are distilled on WT"),
   "classes": Recipe("the default, distilled over all classes", "", _ALL_CLASSES),
   "strong": Recipe("the default with four times the weight of the teachers", "", _STRONG),
+  "fused_teacher": Recipe(
+    "the default; CDSFL's fused logits are a teacher, too, with the weight of all others",
+    "",
+    {"loss.fused_teacher": 0.5},
+  ),
+  "best_detached": Recipe(
+    "the default; its teachers do not learn from CDSFL", "", {"model.fusion_detached": True}
+  ),
   "cross_fit": Recipe(
     "the default; of a case the student hears teachers who have not trained on it", "cross_fit"
   ),
