@@ -71,11 +71,14 @@ def where(students: Sequence[Student], choice: Choice) -> tuple[Path, str]:
   if choice.data_root is None and len(runs) != len(students):
     raise ConfigError("an exported student has no data of its own: give --data_root")
   if split == "val" and (len(students) > 1 or not runs):
-    raise ConfigError(
-      "--split=val is for one run: students of several folds have no validation cases in common. "
-      "Give --data_root of data that none was trained on, or use "
-      f"{commands.named('cross_validate')}"
-    )
+    why = "students of several folds have no validation cases in common"
+    if len(students) == 1:
+      why = "an exported student does not say which cases it was validated on"
+    remedy = "Leave --split out, and all cases of --data_root are scored"
+    if choice.data_root is None:
+      cross_validate = commands.named("cross_validate")
+      remedy = f"Give --data_root of data that none was trained on, or use {cross_validate}"
+    raise ConfigError(f"--split=val is for one run: {why}. {remedy}")
   if split == "holdout" and len(runs) != len(students):
     raise ConfigError(
       "--split=holdout is for runs: an exported student does not say which cases its folds left "

@@ -167,6 +167,13 @@ def test_an_exported_student_scores_alike_and_refuses_alike(place, terminal, tmp
     evaluate(predictor(tmp_path / "shared"), choice, tmp_path / "c", terminal)
   with pytest.raises(ConfigError, match="has no data of its own"):
     evaluate(predictor(tmp_path / "shared"), Choice(), tmp_path / "c", terminal)
+  own = Choice(data_root=place / "other", split="val")
+  for students, why in [
+    (predictor(tmp_path / "shared"), "an exported student does not say which"),
+    (predictor(place / "fold0", place / "fold1"), "students of several folds have no"),
+  ]:
+    with pytest.raises(ConfigError, match=rf"for one run: {why} .*\. Leave --split out"):
+      evaluate(students, own, tmp_path / "c", terminal)
 
 
 @pytest.mark.parametrize("convention", ["msd", "brats2023"])
