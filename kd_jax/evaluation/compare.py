@@ -215,10 +215,12 @@ def _differing(name: str, a: object, b: object) -> list[str]:
 def _conclusion(region: str, row: Mapping[str, Any]) -> str:
   if not row["n"]:
     return f"{region} Dice: no case has a score in both"
+  difference = row["difference"]
+  if row["n"] == 1:
+    return f"{region} Dice: no difference shown (B - A = {difference:.3f} in the one case)"
   evidence = (
     f"95% interval {row['low']:.3f} to {row['high']:.3f}; Wilcoxon p {_equals(row['wilcoxon_p'])}"
   )
-  difference = row["difference"]
   apart = row["low"] > 0 or row["high"] < 0
   if row["wilcoxon_p"] < SIGNIFICANT and apart:
     word = "better" if difference > 0 else "worse"

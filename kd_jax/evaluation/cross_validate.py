@@ -181,11 +181,11 @@ def _gather(
   ]
   terminal.line(f"mean Dice of each fold\n{table(['fold', 'cases', *REGIONS], rows)}")
   whole = [
-    [region, f"{d['mean']:.4f} ± {d['sd']:.4f}", f"{d['low']:.4f} to {d['high']:.4f}"]
-    for region, d in ((r, summary["regions"][r]["dice"]) for r in summary["regions"])
+    [region, *(own["dice"][key] for key in ("mean", "sd", "low", "high"))]
+    for region, own in summary["regions"].items()
   ]
-  head = ["Dice, all cases", "mean ± sd", "95% interval of the mean"]
-  terminal.line(table(head, whole))
+  head = ["Dice, all cases", "mean", "sd", "low", "high"]
+  terminal.line(f"{table(head, whole)}\nlow, high: 95% interval of the mean")
   return summary
 
 

@@ -187,15 +187,20 @@ def _data(student: Student) -> str:
 
 
 def _regions(student: Student) -> dict[str, dict[str, Mapping[str, float]]]:
-  """Region -> score -> mean, low, high and n; without what is not there or is no such numbers."""
+  """Region -> score -> mean and n, low and high where it has an interval: more than one case.
+
+  Without what is not there or is no such numbers.
+  """
   found: dict[str, dict[str, Mapping[str, float]]] = {}
   for region, metric in itertools.product(REGIONS, _SCORES):
     own: Any = student.scores
     for key in ("regions", region, metric):
       own = own.get(key) if isinstance(own, Mapping) else None
-    keys = ("mean", "low", "high", "n")
-    if isinstance(own, Mapping) and all(isinstance(own.get(key), int | float) for key in keys):
-      found.setdefault(region, {})[metric] = own
+    if not isinstance(own, Mapping):
+      continue
+    keys = ("mean", "n") if own.get("n") == 1 else ("mean", "n", "low", "high")
+    if all(isinstance(own.get(key), int | float) for key in keys):
+      found.setdefault(region, {})[metric] = {key: own[key] for key in keys}
   return found
 
 
@@ -222,8 +227,10 @@ def _score_lines(student: Student) -> list[str]:
 def _interval(found: Mapping[str, float] | None, digits: int) -> str:
   if not found:
     return "–"
-  mean, low, high = (f"{found[key]:.{digits}f}" for key in ("mean", "low", "high"))
-  return f"{mean} ({low} to {high})"
+  mean = f"{found['mean']:.{digits}f}"
+  if "low" not in found:
+    return mean
+  return f"{mean} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
 
 
 def _limits(student: Student) -> list[str]:

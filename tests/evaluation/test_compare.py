@@ -209,6 +209,18 @@ def test_too_few_pairs_for_a_test(tmp_path, n, said):
   assert ("WT Dice: no difference shown" in str(lines)) == said
 
 
+def test_one_pair_has_no_interval(tmp_path):
+  a = evaluation(tmp_path / "a", random_scores(1))
+  b = evaluation(tmp_path / "b", random_scores(1, shift=0.2))
+  lines = Lines()
+  result = compare(a, b, None, lines)
+  assert result["conclusions"][0] == (
+    "WT Dice: no difference shown (B - A = 0.200 in the one case)"
+  )
+  (row,) = (row.split() for line in lines for row in line.splitlines() if "dice_WT" in row)
+  assert row[4:8] == ["0.2000", "-", "-", "1.0000"]
+
+
 def test_undefined_scores_are_left_out_by_name(tmp_path, two):
   scores = read_scores(two[0] / "scores.csv")
   scores["case004"]["dice_ET"] = math.nan

@@ -226,6 +226,8 @@ def test_cases_that_cannot_be_scored_are_in_no_mean(place, terminal, tmp_path):
   assert "no t1ce image" in summary["failed"]["case61"]
   assert "of its tumour lies outside the brain" in summary["failed"]["case62"]
   assert "1 other files beside the cases are not read" in terminal.console.file.getvalue()
+  (spread,) = (line for line in terminal.console.file.getvalue().splitlines() if "sd  " in line)
+  assert set(spread.split()) == {"sd", "-"}  # one case has none
   with pytest.raises(UserError, match="4 cases could not be scored"):
     check_complete(summary)
 
