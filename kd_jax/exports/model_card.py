@@ -221,7 +221,11 @@ def _score_lines(student: Student) -> list[str]:
     lines.append(f"| {region} | {next(iter(own.values()))['n']:g} | {' | '.join(cells)} |")
   rules = scores.get("rules")
   said = [rules[key] for key in _RULES if key in rules] if isinstance(rules, Mapping) else []
-  return [*lines, "", *(f"- {plain(rule)}." for rule in said), ""]
+  notes, failed = scores.get("notes"), scores.get("failed")
+  said += notes if isinstance(notes, list) else []
+  if isinstance(failed, int) and failed:
+    said.append(f"cases that could not be scored and are in no mean: {failed}")
+  return [*lines, "", *(f"- {plain(sentence)}." for sentence in said), ""]
 
 
 def _interval(found: Mapping[str, float] | None, digits: int) -> str:
