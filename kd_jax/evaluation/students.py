@@ -35,6 +35,8 @@ from kd_jax.runtime import processes
 from kd_jax.runtime.errors import CaseError, UserError, some
 from kd_jax.runtime.files import check_folder
 from kd_jax.runtime.terminal import Terminal
+from kd_jax.settings import record
+from kd_jax.settings.inference import InferenceSettings
 from kd_jax.tasks.patients import likely_patient
 
 _CONTENT_THREADS = 4
@@ -46,7 +48,7 @@ def evaluate(
   """Scores one student, or the mean of several, on cases that none was trained on.
 
   Args:
-    output: where the files go; None for RUN/evaluation/SPLIT (or the data's name) of a single run.
+    output: where the files go; None for choice.default_output of a single run.
 
   Returns:
     What summary.json holds.
@@ -57,7 +59,7 @@ def evaluate(
   """
   students = predictor.students
   root, split = where(students, choice)
-  folder = output or default_output(students, choice, root, split)
+  folder = output or default_output(predictor, choice, root, split)
   check_folder(folder)  # before the work, not after it
   cases, facts, lost, reading = choose_cases(students, root, split, choice, terminal)
   held_out = split == "holdout"
@@ -93,7 +95,7 @@ def evaluate(
     data={"root": str(root), "split": split, **facts, **data_facts(cases, results, reading)},
     failed=results.failed,
     excluded=found,
-    notes=_notes(students, cases) + reading.notes(results.scores),
+    notes=_notes(predictor, cases) + reading.notes(results.scores),
     prediction=predictor.describe(),
     certainty=certainty.summarise(results.certainty, predictor.calibration, results.scores),
   )
@@ -180,9 +182,9 @@ def find_training_subjects(
 # --- Pieces -----------------------------------------------------------------------------------
 
 
-def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:
+def _notes(predictor: Predictor, cases: Sequence[Case]) -> list[str]:
   """Sentences that belong to the numbers."""
-  notes = []
+  notes, students = [], predictor.students
   trained = [subject for student in students for subject in student.train]
   likely = [
     subjects_lib.Subject(case.name, before, "", {})
@@ -196,7 +198,7 @@ def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:
       "are, with --patients"
     )
   chosen = "the checkpoint was"
-  if any(student.training.get("chosen_by_validation") for student in students):
+  if any(_sizes_chosen(student, predictor.settings) for student in students):
     chosen = "the checkpoint and the minimum sizes of postprocessing were"
   chosen_by = [subject for student in students for subject in student.val]
   here = [subjects_lib.Subject(case.name, case.patient, "", {}) for case in cases]
@@ -206,3 +208,12 @@ def _notes(students: Sequence[Student], cases: Sequence[Case]) -> list[str]:
       "among them, so their scores are slightly optimistic"
     )
   return notes
+
+
+def _sizes_chosen(student: Student, used: InferenceSettings) -> bool:
+  """Whether a minimum size that is used is the one that the student's validation chose."""
+  said = student.training.get("chosen_by_validation")
+  names = map(str, said) if isinstance(said, list) else ()  # it may be a stranger's
+  chosen = record.modernised(dict.fromkeys(names), "predict")
+  sizes = ("min_component_mm3", "min_et_mm3")
+  return any(n in chosen and getattr(used, n) == getattr(student.inference, n) for n in sizes)
