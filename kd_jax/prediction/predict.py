@@ -11,6 +11,7 @@ import numpy as np
 from kd_jax.data import nifti, own_masks
 from kd_jax.data.cases import Case
 from kd_jax.data.own_masks import RECORD_FILE, Entry, Journal
+from kd_jax.data.scan_files import files_of
 from kd_jax.data.scans import Scans, find_scans
 from kd_jax.prediction import finished
 from kd_jax.prediction.assessment import assess, lines, volumes_ml
@@ -114,13 +115,15 @@ def predict_scans(predictor: Predictor, scans: Scans, output: Output, terminal: 
 
 
 def _protect_inputs(cases: Sequence[Case], output: Output) -> None:
-  """UserError if a file to be written is an input, or is to be written for two cases."""
-  inputs = {os.path.realpath(path) for case in cases for path in case.images.values()}
+  """UserError if a file to be written is one of a scan, or is to be written for two cases."""
+  inputs = {os.path.realpath(path) for case in cases for path in files_of(case)}
   owner: dict[str, str] = {}  # some file systems see no difference between A and a
   for case in cases:
     for path in output.files(case.name):
       if os.path.realpath(path) in inputs:
-        raise UserError(f"{path} is an input and would be overwritten; choose another --output")
+        raise UserError(
+          f"{path} is a file of a scan and would be overwritten; choose another --output"
+        )
       other = owner.setdefault(path.name.casefold(), case.name)
       if other != case.name:
         raise UserError(
