@@ -27,7 +27,7 @@ class Entry(NamedTuple):
   """What is recorded of a case.
 
   Attributes:
-    inputs: modality -> {"file", "bytes", "sha256", "shape", "affine"} of the scan.
+    inputs: modality -> {"file", "bytes", "sha256", "shape", "affine"} of the scan's file.
     outputs: name of each file that was written -> SHA-256 of its bytes.
     facts: what else is to be known of the mask, as plain values, for people and other programs.
   """

@@ -106,8 +106,14 @@ def leftovers(case: str, wanted: Sequence[Path], known: Known) -> list[Path]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-  """A scan's file for the record: its name, size and SHA-256. OSError if it cannot be read."""
-  return {"file": path.name, "bytes": os.stat(path).st_size, "sha256": digest(path)}
+  """A scan's file for the record: its name, size and SHA-256, and its own shape and affine.
+
+  Raises:
+    OSError, ValueError: it cannot be read.
+  """
+  facts = {"file": path.name, "bytes": os.stat(path).st_size, "sha256": digest(path)}
+  shape, affine = nifti.read_place(path)
+  return facts | {"shape": list(shape), "affine": affine.tolist()}
 
 
 def state(path: Path) -> tuple[int, ...]:

@@ -85,6 +85,7 @@ def predict_scans(predictor: Predictor, scans: Scans, output: Output, terminal: 
     prediction, inputs = result
     classes = prediction.classes()
     facts = assess(prediction, classes, predictor.volumes)
+    facts["window"] = list(predictor.window(prediction.prepared))  # "auto" depends on free memory
     if output.onto:  # all else is judged where the student has looked
       prediction = output.onto(prediction)
       classes = prediction.classes()
@@ -207,7 +208,7 @@ def _load(predictor: Predictor, case: Case, terminal: Terminal) -> tuple[Prepare
   try:
     inputs = {modality: finished.describe(path) for modality, path in paths}
     after = {modality: finished.state(path) for modality, path in paths}
-  except OSError:
+  except (OSError, ValueError):
     after = None
   if before != after:
     finding = "it was changed while it was read"
@@ -233,9 +234,6 @@ def _write(
   }
   if output.dicom:
     content[output.segmentation(name)] = output.dicom(classes)
-  affine = reference.header.get_best_affine().tolist()
-  grid = {"shape": list(reference.file_shape), "affine": affine}
-  inputs = {modality: own | grid for modality, own in inputs.items()}
   # A kill at any point leaves no file, or one that the record knows by its bytes.
   for path in finished.leftovers(name, list(content), known):
     _remove(path)
