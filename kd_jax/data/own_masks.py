@@ -64,7 +64,7 @@ def entries(folder: Path) -> dict[str, Entry]:
       ) from e
   for part in noted:
     found |= part
-  return found
+  return {name: entry for name, entry in found.items() if entry.outputs}
 
 
 # --- Writing ----------------------------------------------------------------------------------
@@ -77,7 +77,10 @@ class Journal:
     self.path = folder / f".predict.{_self()}.jsonl"
 
   def note(self, case: str, entry: Entry) -> None:
-    """Before the files of a case are written. UserError if the disk refuses."""
+    """Before the files of a case are written; without outputs, once they are removed.
+
+    UserError if the disk refuses.
+    """
     try:
       with self.path.open("a", encoding="ascii") as file:
         file.write(json.dumps({"case": case, **entry._asdict()}) + "\n")

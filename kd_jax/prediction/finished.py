@@ -102,6 +102,26 @@ def leftovers(case: str, wanted: Sequence[Path], known: Known) -> list[Path]:
   return list(dict.fromkeys((*wanted, *recorded)))
 
 
+def unfounded(case: Case, folder: Path, known: Known) -> list[Path]:
+  """Files that an earlier run wrote for a case and that go if no new ones can be made.
+
+  None if all are whole and may be of this scan. What was changed by hand or is another case's is
+  never among them.
+  """
+  entry = known.entries.get(case.name)
+  recorded = entry.outputs if entry else {}
+  own = {
+    path: digest(path) == content
+    for name, content in recorded.items()
+    if known.others[name] == case.name and os.path.isfile(path := folder / name)
+  }
+  damaged = [path for path, whole in own.items() if not whole and not _is_volume(path)]
+  readable = all(digest(path) for path in case.images.values())  # else the scan may be the same
+  if damaged or (entry and readable and _other_input(case, entry)):
+    return [*(path for path, whole in own.items() if whole), *damaged]
+  return []
+
+
 # --- Files ------------------------------------------------------------------------------------
 
 

@@ -96,14 +96,19 @@ def predict_scans(predictor: Predictor, scans: Scans, output: Output, terminal: 
   try:
     progress = terminal.progress("predicting")
     broken = overlapped(processes.share(to_do), load, compute, finish, progress)
+    gone = processes.union(_remove_unfounded(cases, broken, output, known, journal))
     failed += processes.all_errors(broken)
     everyone, journals = processes.union(assessed), processes.gather(journal.path.name)
   except BaseException:  # Ctrl-C too: what is finished stays finished
     with contextlib.suppress(UserError):
       own_masks.write_record(output.folder, made_by)
     raise
-  if everyone and processes.first():
+  if (everyone or gone) and processes.first():
     own_masks.write_record(output.folder, made_by, journals)
+    if gone:
+      files = some([one_line(file) for names in gone.values() for file in names])
+      terminal.line(f"removed, because no mask of the scan that is there now came of it: {files}")
+  if everyone and processes.first():
     _tell(terminal, everyone, output, predictor.settings.minimum_sizes)
   if failed:
     count = len({error.case for error in failed})
@@ -241,6 +246,29 @@ def _write(
   journal.note(name, Entry(inputs, outputs, facts))
   for path, x in content.items():
     write_bytes(path, x)
+
+
+def _remove_unfounded(
+  cases: Sequence[Case],
+  broken: Sequence[CaseError],
+  output: Output,
+  known: Known,
+  journal: Journal,
+) -> dict[str, list[str]]:
+  """Removes the old files, and the record, of cases that failed; see `finished.unfounded`.
+
+  Returns:
+    Case -> names of the files that are gone.
+  """
+  gone: dict[str, list[str]] = {}
+  names = {error.case for error in broken}
+  for case in cases:
+    if case.name in names and (old := finished.unfounded(case, output.folder, known)):
+      for path in old:
+        _remove(path)
+      journal.note(case.name, Entry({}, {}))
+      gone[case.name] = [path.name for path in old]
+  return gone
 
 
 def _remove(path: Path) -> None:

@@ -199,6 +199,62 @@ def test_an_empty_file_and_a_folder_in_a_mask_s_place(tmp_path, terminal):
   assert mask(tmp_path).any() and (tmp_path / "out" / "B.nii.gz").is_dir()
 
 
+# --- A scan that became unusable --------------------------------------------------------------
+
+
+def unusable() -> np.ndarray:
+  data = head().astype(np.float32)
+  data[5, 5, 5] = np.nan
+  return data
+
+
+def test_the_mask_of_a_scan_that_was_replaced_by_an_unusable_one_goes(place, terminal):
+  out = place / "out"
+  again(place, terminal, probabilities=True)
+  save(out / "A_notes.nii.gz", head())
+  save(place / "in" / "A.nii.gz", unusable())
+  with pytest.raises(UserError, match="1 of its voxels are NaN"):
+    again(place, terminal)
+  assert "came of it: A.nii.gz, A_WT.nii.gz, A_TC.nii.gz, A_ET.nii.gz" in said(terminal)
+  assert sorted(path.name for path in out.glob("A*")) == ["A_notes.nii.gz"]
+  assert set(own_masks.entries(out)) == {"B"} and not list(out.glob(".predict*"))
+  save(place / "in" / "A.nii.gz", head())
+  again(place, terminal)
+  assert mask(place).any()
+
+
+def test_a_mask_stays_where_its_scan_can_only_not_be_read(place, terminal, monkeypatch):
+  """It may be the same one, on a disk that is away."""
+  before = times(place / "out")
+  (place / "in" / "A.nii.gz").rename(place / "kept")
+  os.symlink(place / "gone.nii.gz", place / "in" / "A.nii.gz")
+  with pytest.raises(UserError, match="1 of 2 cases could not be done"):
+    again(place, terminal)
+  assert times(place / "out") == before and set(own_masks.entries(place / "out")) == {"A", "B"}
+
+
+def test_a_corrected_mask_of_an_unusable_scan_stays(place, terminal):
+  again(place, terminal, probabilities=True)
+  content = edited(place)
+  save(place / "in" / "A.nii.gz", unusable())
+  with pytest.raises(UserError, match="1 of its voxels are NaN"):
+    again(place, terminal, overwrite=True)
+  assert [path.name for path in (place / "out").glob("A*")] == ["A.nii.gz"]
+  assert (place / "out" / "A.nii.gz").read_bytes() == content
+
+
+def test_a_damaged_mask_that_cannot_be_made_anew_goes(place, terminal, monkeypatch):
+  (place / "out" / "A.nii.gz").write_bytes(b"")
+  monkeypatch.setattr(Bright, "prepare", _refuses)
+  with pytest.raises(UserError, match="too faint"):
+    again(place, terminal)
+  assert sorted(times(place / "out")) == ["B.nii.gz"]
+
+
+def _refuses(*_):
+  raise ValueError("too faint")
+
+
 # --- Probability maps -------------------------------------------------------------------------
 
 
