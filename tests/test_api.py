@@ -297,7 +297,7 @@ def test_files_that_cannot_be(student, place, tmp_path):
   before = scan.read_bytes()
   (tmp_path / "link.nii.gz").symlink_to(scan)
   for target in (scan, tmp_path / "link.nii.gz"):
-    with pytest.raises(kd_jax.UserError, match="is an input and would be overwritten"):
+    with pytest.raises(kd_jax.UserError, match="is a file of the scan and would be overwritten"):
       student.segment_file(scan, target)
   assert scan.read_bytes() == before
   with pytest.raises(kd_jax.UserError, match=r"mask.png is no name for a mask"):
@@ -314,6 +314,38 @@ def test_files_that_cannot_be(student, place, tmp_path):
     student.segment(tmp_path / "gone.nii.gz")
   with pytest.raises(kd_jax.CaseError, match="no t1ce image"):
     student.segment({"t1": scan})
+
+
+@pytest.mark.parametrize("given", ["", "case_t1ce.nii.gz"])
+def test_what_lies_beside_a_scan_of_its_case_is_not_overwritten(student, tmp_path, given):
+  """The student reads T1ce alone."""
+  case = make_case(tmp_path / "case", affine=LARGE)
+  before = {path: path.read_bytes() for path in case.iterdir()}
+  for kind in ("flair", "t1", "t1ce", "seg"):
+    with pytest.raises(kd_jax.UserError, match=f"case_{kind}.nii.gz is a file of the scan"):
+      student.segment_file(case / given, case / f"case_{kind}.nii.gz", warn=print)
+  assert {path: path.read_bytes() for path in case.iterdir()} == before
+  for _ in range(2):  # an older mask is replaced
+    student.segment_file(case / given, case / "mask.nii.gz", warn=print)
+
+
+def test_a_sequence_in_another_folder_is_not_overwritten(student, tmp_path):
+  case = make_case(tmp_path / "case", affine=LARGE)
+  for kind in ("t1ce", "flair"):
+    (tmp_path / "data" / kind).mkdir(parents=True)
+    (case / f"case_{kind}.nii.gz").rename(tmp_path / "data" / kind / f"case_{kind}.nii.gz")
+  with pytest.raises(kd_jax.UserError, match=r"flair.nii.gz is a file of the scan"):
+    student.segment_file(
+      tmp_path / "data", tmp_path / "data" / "flair" / "case_flair.nii.gz", warn=print
+    )
+
+
+def test_another_channel_of_a_scan_is_not_overwritten(student, tmp_path):
+  content = {"channel_names": {"0": "T1ce", "1": "FLAIR"}}
+  (tmp_path / "dataset.json").write_text(json.dumps(content))
+  scan, other = (save(tmp_path / f"P1_000{i}.nii.gz", head()) for i in range(2))
+  with pytest.raises(kd_jax.UserError, match=r"P1_0001.nii.gz is a file of the scan"):
+    student.segment_file(scan, other)
 
 
 # --- Loading, training, evaluation ------------------------------------------------------------

@@ -32,7 +32,6 @@ _LAYOUTS = (
   "can be explained (names: docs/names.md)"
 )
 
-
 _CHANNEL = re.compile(r"_[0-9]{4}\Z")  # what nnU-Net's names end with
 
 
@@ -49,6 +48,7 @@ class Case:
     convention: what the numbers in seg mean, see labels.canonical; None without a seg of known
       kind.
     beside: other images of its folder, which are not read.
+    unread: images of sequences that are not read.
   """
 
   name: str
@@ -58,6 +58,7 @@ class Case:
   seg: Path | None
   convention: str | None
   beside: tuple[Path, ...] = ()
+  unread: tuple[Path, ...] = ()
 
   @property
   def label_map(self) -> tuple[Path, str]:

@@ -12,7 +12,8 @@ from kd_jax.runtime.errors import UserError
 TRUTH = ("truth", "gt", "ground_truth", "groundtruth", "label", "labels", "seg", "segm", "mask")
 PREDICTION = ("prediction", "predicted", "pred", "segmentation", "seg", "mask")
 _NII = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
-_MAP = re.compile(r"_(WT|TC|ET)$")  # probability maps that --mode=predict leaves beside a mask
+# What --mode=predict leaves beside a mask, with --probabilities and with --uncertainty.
+_MAP = re.compile(r"_(WT|TC|ET|entropy|mutual_information)$")
 
 
 def find_masks(root: Path, words: tuple[str, ...]) -> dict[str, Path]:

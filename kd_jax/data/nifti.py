@@ -16,9 +16,10 @@ import math
 import os
 import stat
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -45,6 +46,7 @@ _POINTERS = {
 # What nibabel mends in a header goes to standard error otherwise, in every process.
 _UNHEARD = logging.Logger("nibabel", logging.CRITICAL + 1)
 _LPS = orientations.axcodes2ornt(("L", "P", "S"))
+_Part = TypeVar("_Part")  # what is taken of a file
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,21 @@ def apart_mm(shape: Sequence[int], one: np.ndarray, other: np.ndarray) -> float:
 
 def read(path: str | os.PathLike) -> Volume:
   """Reads a .nii or .nii.gz file. ValueError, in plain words, if it cannot be used."""
+  return _opened(path, _volume)
+
+
+def read_place(path: str | os.PathLike) -> tuple[tuple[int, ...], np.ndarray]:
+  """(shape, affine (4, 4)) as a file's header has them, not turned. ValueError as `read`."""
+  header, affine = _opened(path, _header)
+  return header.get_data_shape(), affine
+
+
+def _opened(path: str | os.PathLike, take: Callable[[io.BufferedIOBase], _Part]) -> _Part:
   try:
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
       raise ValueError("it is no regular file")
     with open(path, "rb") as file:
-      return _decode(file)
+      return _decode(file, take)
   except OSError as e:
     dead = dead_link(path)  # unfetched content, a disk that is not mounted
     why = f"it is {dead[0]}" if dead else e.strerror or e
@@ -105,16 +117,16 @@ def read(path: str | os.PathLike) -> Volume:
 
 def decode(blob: bytes) -> Volume:
   """The volume in a file's bytes, gzipped or not. ValueError if it cannot be used."""
-  return _decode(io.BytesIO(blob))
+  return _decode(io.BytesIO(blob), _volume)
 
 
-def _decode(file: io.BufferedIOBase) -> Volume:
+def _decode(file: io.BufferedIOBase, take: Callable[[io.BufferedIOBase], _Part]) -> _Part:
   start = file.read(2)
   if not start:
     raise ValueError("the file is empty")
   file.seek(0)
   try:
-    return _volume(gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file)
+    return take(gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file)
   except (EOFError, zlib.error, gzip.BadGzipFile) as e:
     raise ValueError(f"truncated or damaged gzip data ({e})") from e
   except MemoryError as e:

@@ -27,7 +27,7 @@ class Entry(NamedTuple):
   """What is recorded of a case.
 
   Attributes:
-    inputs: modality -> {"file", "bytes", "sha256", "shape", "affine"} of the scan.
+    inputs: modality -> {"file", "bytes", "sha256", "shape", "affine"} of the scan's file.
     outputs: name of each file that was written -> SHA-256 of its bytes.
     facts: what else is to be known of the mask, as plain values, for people and other programs.
   """
@@ -64,7 +64,7 @@ def entries(folder: Path) -> dict[str, Entry]:
       ) from e
   for part in noted:
     found |= part
-  return found
+  return {name: entry for name, entry in found.items() if entry.outputs}
 
 
 # --- Writing ----------------------------------------------------------------------------------
@@ -77,7 +77,10 @@ class Journal:
     self.path = folder / f".predict.{_self()}.jsonl"
 
   def note(self, case: str, entry: Entry) -> None:
-    """Before the files of a case are written. UserError if the disk refuses."""
+    """Before the files of a case are written; without outputs, once they are removed.
+
+    UserError if the disk refuses.
+    """
     try:
       with self.path.open("a", encoding="ascii") as file:
         file.write(json.dumps({"case": case, **entry._asdict()}) + "\n")

@@ -231,7 +231,9 @@ def _brats_scans(
       errors.append(nnunet.lacking(case.name, case.folder, missing, file_name, case.beside))
     else:
       images = {m: case.images[m] for m in modalities}
-      scans.append(replace(case, images=images, convention=case.convention if case.seg else None))
+      unread = tuple(path for m, path in case.images.items() if m not in images)
+      convention = case.convention if case.seg else None
+      scans.append(replace(case, images=images, unread=unread, convention=convention))
   return scans, errors
 
 

@@ -18,6 +18,7 @@ _KINDS = tuple(
   for of in ("AffineTransform", "MatrixOffsetTransformBase")
   for number in ("double", "float")
 )
+_ROUNDING = 1e-6  # of a voxel: what is computed of an integer may come out less than it
 _STRETCH = 0.01  # a rigid transform has none; ANTs writes single precision
 
 
@@ -54,20 +55,19 @@ def onto(prediction: Prediction, scan: Volume, atlas_to_scan: np.ndarray) -> Pre
     atlas_to_scan: (4, 4), as `read`.
   """
   grid, image = prediction.prepared.grid, prediction.scan
-  # Voxels are boxes, and both grids cover the same box: half-voxel centres, as in data/grid.py.
-  scale = np.array(grid.shape) / grid.size
-  to_grid = np.eye(4)
-  to_grid[:3, :3] = np.diag(scale)
-  to_grid[:3, 3] = (0.5 - np.array(grid.start)) * scale - 0.5
-  whole = to_grid @ np.linalg.inv(image.affine) @ np.linalg.inv(atlas_to_scan) @ scan.affine
+  whole = _to_grid(grid) @ np.linalg.inv(image.affine) @ np.linalg.inv(atlas_to_scan) @ scan.affine
   start, size = _box(whole, grid.shape, scan.data.shape)
   offset = whole[:3, :3] @ start + whole[:3, 3]
+  beyond = ~_inside(whole[:3, :3], offset, size, grid.shape)  # (*size)
 
-  def moved(x: np.ndarray, order: int = 1, outside: float = 0.0) -> np.ndarray:
-    return ndimage.affine_transform(x, whole[:3, :3], offset, size, order=order, cval=outside)
+  def moved(x: np.ndarray, order: int = 0 if grid.nearest else 1, fill: float = 0) -> np.ndarray:
+    # The outer half of an outer voxel is the grid's too: there, the voxel counts on.
+    there = ndimage.affine_transform(x, whole[:3, :3], offset, size, order=order, mode="nearest")
+    there[beyond] = fill
+    return there
 
   probabilities = np.stack(
-    [moved(p.astype(np.float32), outside=c == 0) for c, p in enumerate(prediction.probabilities)]
+    [moved(p.astype(np.float32), fill=c == 0) for c, p in enumerate(prediction.probabilities)]
   )  # (K, *size)
   opinions = prediction.opinions
   if opinions is not None:
@@ -76,6 +76,30 @@ def onto(prediction: Prediction, scan: Volume, atlas_to_scan: np.ndarray) -> Pre
   native = Grid(scan.data.shape, start, size, size)
   prepared = prediction.prepared._replace(grid=native, reference=scan)
   return prediction._replace(probabilities=probabilities, prepared=prepared, opinions=opinions)
+
+
+def _to_grid(grid: Grid) -> np.ndarray:
+  """(4, 4), from an image's indices to a grid's by the rules of data/grid.py.
+
+  Voxels are boxes, and both cover the same box: half-voxel centres. A nearest grid has source index
+  floor(i * in / out) instead, which is the nearest to half a voxel less.
+  """
+  scale = np.array(grid.shape) / grid.size
+  centre = _ROUNDING if grid.nearest else 0.5
+  matrix = np.eye(4)
+  matrix[:3, :3] = np.diag(scale)
+  matrix[:3, 3] = (centre - np.array(grid.start)) * scale - 0.5
+  return matrix
+
+
+def _inside(matrix: np.ndarray, offset: np.ndarray, size: Triple, shape: Triple) -> np.ndarray:
+  """(*size) boolean: which indices lie, at matrix @ index + offset, in the voxels of a shape."""
+  i, j, k = np.ogrid[tuple(slice(n) for n in size)]
+  inside = np.ones(size, bool)
+  for row, shift, n in zip(matrix, offset, shape, strict=True):
+    x = row[0] * i + row[1] * j + row[2] * k + shift
+    inside &= (x >= -0.5) & (x < n - 0.5)
+  return inside
 
 
 def _box(to_grid: np.ndarray, grid_shape: Triple, shape: tuple[int, ...]) -> tuple[Triple, Triple]:

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kd_jax.data import nifti
-from kd_jax.data.case_checks import check_labels
 from kd_jax.data.cases import Case
 from kd_jax.data.conventions import Reading
+from kd_jax.data.truths import read_truth
 from kd_jax.evaluation.certainty import Certainty
 from kd_jax.metrics.case import empty_hd95, score_case
 from kd_jax.runtime import processes
-from kd_jax.runtime.errors import CaseError, UserError
-from kd_jax.tasks import labels
+from kd_jax.runtime.errors import UserError
 
 
 @dataclass
@@ -73,55 +72,9 @@ class Truth(NamedTuple):
 
 
 def truth_of(case: Case, scan: nifti.Volume, mask: Path | None = None) -> Truth:
-  """The label map of a case.
-
-  Args:
-    case: with a label map.
-    scan: what the prediction belongs to: the image, which is 0 where there is no brain and no
-      tumour either; or the mask itself.
-    mask: the file of the mask, which is then to blame where it lies in another space than the label
-      map; None for a student's, where the label map is.
-
-  Raises:
-    CaseError: the label map cannot be used, or they do not lie in one space.
-  """
-  path, convention = case.label_map
-  truth, classes = read_classes(case.name, path, convention, "--labels")
-  if difference := _other_space(*((scan, truth) if mask else (truth, scan))):
-    if mask:
-      finding = f"{difference} of the truth {path}"
-      remedy = "Write the mask on the truth's voxel grid (nearest neighbour, if you resample it)."
-      raise CaseError(case.name, mask, finding, remedy)
-    remedy = "The label map must lie on the voxel grid of the case's images."
-    raise CaseError(case.name, path, f"{difference} of the image", remedy)
-  if not mask and (odd := check_labels(classes, [scan.data])) and odd.severity == "error":
-    raise CaseError(case.name, path, odd.text, odd.remedy)
-  return Truth(classes, truth.voxel_mm, convention)
-
-
-def read_classes(
-  case: str, path: Path, convention: str, flag: str
-) -> tuple[nifti.Volume, np.ndarray]:
-  """A label map and its classes. CaseError if it is none; flag: what says how to read it."""
-  try:
-    volume = nifti.read(path)
-  except ValueError as e:  # whatever its numbers mean
-    raise CaseError(case, path, str(e), "Correct the file, or take it away.") from e
-  try:
-    return volume, labels.to_classes(volume.data, convention, volume.step)
-  except ValueError as e:
-    remedy = f"Correct the file, or say with {flag} what its numbers mean."
-    raise CaseError(case, path, str(e), remedy) from e
-
-
-def _other_space(volume: nifti.Volume, other: nifti.Volume) -> str:
-  """How a volume's grid differs from another one's; "" if it does not."""
-  if volume.data.shape != other.data.shape:
-    return f"its shape {volume.data.shape} is not the {other.data.shape}"
-  apart = nifti.apart_mm(volume.data.shape, volume.affine, other.affine)
-  if apart <= nifti.SAME_SPACE_MM:
-    return ""
-  return f"it does not lie in one space with its counterpart: up to {apart:.3g} mm off that"
+  """The label map of a case; see `truths.read_truth` for the arguments and what may be wrong."""
+  volume, classes = read_truth(case, scan, mask)
+  return Truth(classes, volume.voxel_mm, case.label_map[1])
 
 
 def packed(classes: np.ndarray) -> tuple[tuple[int, ...], bytes]:

@@ -14,13 +14,13 @@ import numpy as np
 from kd_jax.data import conventions as conventions_lib
 from kd_jax.data import masks
 from kd_jax.data.cases import Case, search
+from kd_jax.data.truths import read_classes
 from kd_jax.evaluation import summary as scores_lib
 from kd_jax.evaluation.case_results import (
   CaseResults,
   check_any,
   data_facts,
   packed,
-  read_classes,
   score_against,
 )
 from kd_jax.report.illustrate import illustrate

@@ -102,12 +102,38 @@ def leftovers(case: str, wanted: Sequence[Path], known: Known) -> list[Path]:
   return list(dict.fromkeys((*wanted, *recorded)))
 
 
+def unfounded(case: Case, folder: Path, known: Known) -> list[Path]:
+  """Files that an earlier run wrote for a case and that go if no new ones can be made.
+
+  None if all are whole and may be of this scan. What was changed by hand or is another case's is
+  never among them.
+  """
+  entry = known.entries.get(case.name)
+  recorded = entry.outputs if entry else {}
+  own = {
+    path: digest(path) == content
+    for name, content in recorded.items()
+    if known.others[name] == case.name and os.path.isfile(path := folder / name)
+  }
+  damaged = [path for path, whole in own.items() if not whole and not _is_volume(path)]
+  readable = all(digest(path) for path in case.images.values())  # else the scan may be the same
+  if damaged or (entry and readable and _other_input(case, entry)):
+    return [*(path for path, whole in own.items() if whole), *damaged]
+  return []
+
+
 # --- Files ------------------------------------------------------------------------------------
 
 
 def describe(path: Path) -> dict[str, Any]:
-  """A scan's file for the record: its name, size and SHA-256. OSError if it cannot be read."""
-  return {"file": path.name, "bytes": os.stat(path).st_size, "sha256": digest(path)}
+  """A scan's file for the record: its name, size and SHA-256, and its own shape and affine.
+
+  Raises:
+    OSError, ValueError: it cannot be read.
+  """
+  facts = {"file": path.name, "bytes": os.stat(path).st_size, "sha256": digest(path)}
+  shape, affine = nifti.read_place(path)
+  return facts | {"shape": list(shape), "affine": affine.tolist()}
 
 
 def state(path: Path) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from kd_jax.data import nifti, own_masks
 from kd_jax.data.cases import Case
 from kd_jax.data.own_masks import RECORD_FILE, Entry, Journal
+from kd_jax.data.scan_files import files_of
 from kd_jax.data.scans import Scans, find_scans
 from kd_jax.prediction import finished
 from kd_jax.prediction.assessment import assess, lines, volumes_ml
@@ -84,6 +85,7 @@ def predict_scans(predictor: Predictor, scans: Scans, output: Output, terminal: 
     prediction, inputs = result
     classes = prediction.classes()
     facts = assess(prediction, classes, predictor.volumes)
+    facts["window"] = list(predictor.window(prediction.prepared))  # "auto" depends on free memory
     if output.onto:  # all else is judged where the student has looked
       prediction = output.onto(prediction)
       classes = prediction.classes()
@@ -94,14 +96,19 @@ def predict_scans(predictor: Predictor, scans: Scans, output: Output, terminal: 
   try:
     progress = terminal.progress("predicting")
     broken = overlapped(processes.share(to_do), load, compute, finish, progress)
+    gone = processes.union(_remove_unfounded(cases, broken, output, known, journal))
     failed += processes.all_errors(broken)
     everyone, journals = processes.union(assessed), processes.gather(journal.path.name)
   except BaseException:  # Ctrl-C too: what is finished stays finished
     with contextlib.suppress(UserError):
       own_masks.write_record(output.folder, made_by)
     raise
-  if everyone and processes.first():
+  if (everyone or gone) and processes.first():
     own_masks.write_record(output.folder, made_by, journals)
+    if gone:
+      files = some([one_line(file) for names in gone.values() for file in names])
+      terminal.line(f"removed, because no mask of the scan that is there now came of it: {files}")
+  if everyone and processes.first():
     _tell(terminal, everyone, output, predictor.settings.minimum_sizes)
   if failed:
     count = len({error.case for error in failed})
@@ -114,13 +121,15 @@ def predict_scans(predictor: Predictor, scans: Scans, output: Output, terminal: 
 
 
 def _protect_inputs(cases: Sequence[Case], output: Output) -> None:
-  """UserError if a file to be written is an input, or is to be written for two cases."""
-  inputs = {os.path.realpath(path) for case in cases for path in case.images.values()}
+  """UserError if a file to be written is one of a scan, or is to be written for two cases."""
+  inputs = {os.path.realpath(path) for case in cases for path in files_of(case)}
   owner: dict[str, str] = {}  # some file systems see no difference between A and a
   for case in cases:
     for path in output.files(case.name):
       if os.path.realpath(path) in inputs:
-        raise UserError(f"{path} is an input and would be overwritten; choose another --output")
+        raise UserError(
+          f"{path} is a file of a scan and would be overwritten; choose another --output"
+        )
       other = owner.setdefault(path.name.casefold(), case.name)
       if other != case.name:
         raise UserError(
@@ -204,7 +213,7 @@ def _load(predictor: Predictor, case: Case, terminal: Terminal) -> tuple[Prepare
   try:
     inputs = {modality: finished.describe(path) for modality, path in paths}
     after = {modality: finished.state(path) for modality, path in paths}
-  except OSError:
+  except (OSError, ValueError):
     after = None
   if before != after:
     finding = "it was changed while it was read"
@@ -230,9 +239,6 @@ def _write(
   }
   if output.dicom:
     content[output.segmentation(name)] = output.dicom(classes)
-  affine = reference.header.get_best_affine().tolist()
-  grid = {"shape": list(reference.file_shape), "affine": affine}
-  inputs = {modality: own | grid for modality, own in inputs.items()}
   # A kill at any point leaves no file, or one that the record knows by its bytes.
   for path in finished.leftovers(name, list(content), known):
     _remove(path)
@@ -240,6 +246,29 @@ def _write(
   journal.note(name, Entry(inputs, outputs, facts))
   for path, x in content.items():
     write_bytes(path, x)
+
+
+def _remove_unfounded(
+  cases: Sequence[Case],
+  broken: Sequence[CaseError],
+  output: Output,
+  known: Known,
+  journal: Journal,
+) -> dict[str, list[str]]:
+  """Removes the old files, and the record, of cases that failed; see `finished.unfounded`.
+
+  Returns:
+    Case -> names of the files that are gone.
+  """
+  gone: dict[str, list[str]] = {}
+  names = {error.case for error in broken}
+  for case in cases:
+    if case.name in names and (old := finished.unfounded(case, output.folder, known)):
+      for path in old:
+        _remove(path)
+      journal.note(case.name, Entry({}, {}))
+      gone[case.name] = [path.name for path in old]
+  return gone
 
 
 def _remove(path: Path) -> None:

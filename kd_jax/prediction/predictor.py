@@ -159,9 +159,14 @@ class Predictor:
     except jax.errors.JaxRuntimeError as e:
       if "RESOURCE_EXHAUSTED" not in str(e) and "Out of memory" not in str(e):
         raise
+      window, remedy = self.window(prepared), "use --window=sliding"
+      if window == self._shapes.patch:  # none is smaller
+        remedy = (
+          "end other programs on the device, average fewer students, or set JAX_PLATFORMS=cpu, "
+          "which is slower"
+        )
       raise UserError(
-        f"the device has not enough memory for a window of {self.window(prepared)} voxels; "
-        "use --window=sliding"
+        f"the device has not enough memory for a window of {window} voxels; {remedy}"
       ) from e
 
   def predict_case(self, case: Case, warn: Warn = lambda text: None) -> Prediction:

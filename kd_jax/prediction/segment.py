@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from kd_jax.data import nifti
 from kd_jax.data.cases import Case, loose_case
 from kd_jax.data.plain_images import from_arrays
+from kd_jax.data.scan_files import is_of
 from kd_jax.data.scans import find_scans
 from kd_jax.prediction.prediction import Prediction, Prepared
 from kd_jax.prediction.predictor import Predictor
@@ -96,9 +97,8 @@ def segment_file(
   if not mask.name.endswith((".nii", ".nii.gz")):
     raise UserError(f"{mask} is no name for a mask; end it with .nii.gz or .nii")
   case = _one_case(scan, predictor.modalities)
-  for file in (*case.images.values(), *([case.seg] if case.seg else [])):
-    if file.exists() and mask.exists() and os.path.samefile(file, mask):
-      raise UserError(f"{mask} is an input and would be overwritten; choose another name")
+  if is_of(case, mask):
+    raise UserError(f"{mask} is a file of the scan and would be overwritten; choose another name")
   prediction = predictor.predict(predictor.load(case, warn))
   written = labels.from_classes(prediction.classes(), convention)
   nifti.write_like(mask, written, prediction.scan)

@@ -7,6 +7,7 @@ import numpy as np
 from kd_jax.data import conventions, nifti
 from kd_jax.data.cases import Case
 from kd_jax.data.scans import find_scans
+from kd_jax.data.truths import read_truth
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.report import viewer
 from kd_jax.runtime.errors import CaseError, UserError
@@ -57,12 +58,7 @@ def _draw(
   reference, modality = prediction.scan, predictor.modalities[0]
   truth = None
   if case.seg:
-    try:
-      seg, seg_convention = case.label_map
-      volume = nifti.read(seg)
-      truth = labels.to_classes(volume.data, seg_convention, volume.step)
-    except ValueError as e:
-      raise CaseError(case.name, case.seg, str(e), "Correct the file, or take it away.") from e
+    _, truth = read_truth(case, reference, flag="")  # --labels says what is written
   maps = {"prediction": predicted} | ({} if truth is None else {"truth": truth})
   nifti.write_like(folder / "scan.nii.gz", reference.data.astype(np.float32), reference)
   for name, classes in maps.items():

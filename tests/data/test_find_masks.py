@@ -6,7 +6,9 @@ import pytest
 
 from kd_jax.data.masks import PREDICTION, TRUTH, find_masks
 from kd_jax.data.own_masks import Entry, Journal
+from kd_jax.prediction.uncertainty import UNCERTAINTY
 from kd_jax.runtime.errors import UserError
+from kd_jax.tasks.labels import REGIONS
 
 
 def touch(root, *names):
@@ -40,3 +42,9 @@ def test_masks_beside_their_scans(tmp_path):
   touch(tmp_path, "P1_t1ce.nii.gz", "P1.nii.gz", "P1_WT.nii.gz", "other.nii.gz", "b/P2.nii.gz")
   Journal(tmp_path).note("P1", Entry({}, {"P1.nii.gz": "0", "P1_WT.nii.gz": "0"}))
   assert set(find_masks(tmp_path, PREDICTION)) == {"P1", "P2"}
+
+
+def test_maps_beside_a_mask_are_no_masks(tmp_path):
+  touch(tmp_path, "P1.nii.gz", "P2_entropy.nii.gz")
+  touch(tmp_path, *(f"P1_{what}.nii.gz" for what in (*REGIONS, *UNCERTAINTY)))
+  assert set(find_masks(tmp_path, PREDICTION)) == {"P1", "P2_entropy"}

@@ -88,7 +88,10 @@ def test_cases_at_any_depth(tmp_path, suffixes, separator, convention):
   image = folder / f"A{separator}{suffixes['t1ce']}.nii.gz"
   label_map = folder / f"A{separator}seg.nii.gz"
   expected = loose_case("A", {"t1ce": image})
-  assert scans[0] == replace(expected, seg=label_map, convention=convention)
+  unread = tuple(
+    folder / f"A{separator}{suffixes[other]}.nii.gz" for other in ("flair", "t1", "t2")
+  )
+  assert scans[0] == replace(expected, seg=label_map, convention=convention, unread=unread)
   assert find_scans(folder, T1CE)[0] == scans[:1]
   assert [scan.name for scan in scans] == ["A", "B"]
   assert list(find_scans(folder, ("t2", "flair"))[0][0].images) == ["t2", "flair"]

@@ -8,10 +8,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from students import make_student
 from test_predict import SHAPE, Bright, bright, head, said, save
 
 from kd_jax.data import nifti, own_masks
 from kd_jax.data.own_masks import written_by_us
+from kd_jax.prediction import predictor as predictor_module
 from kd_jax.prediction.output import Output
 from kd_jax.prediction.predict import predict
 from kd_jax.runtime.errors import UserError
@@ -53,12 +55,44 @@ def test_what_is_recorded_of_a_case(place):
   assert case["inputs"]["t1ce"]["shape"] == list(SHAPE)
   np.testing.assert_array_equal(case["inputs"]["t1ce"]["affine"], np.diag([-2.5, -2.5, 2.5, 1]))
   assert list(case["outputs"]) == ["A.nii.gz"]
+  assert case["facts"]["window"] == [16, 16, 16]
   assert written_by_us(place / "out") == {"A.nii.gz", "B.nii.gz"}
   assert {path.name for path in (place / "out").iterdir()} == {
     "A.nii.gz",
     "B.nii.gz",
     "predict.json",
   }
+
+
+def test_the_shape_and_affine_of_each_file_are_recorded_as_the_file_has_them(tmp_path, terminal):
+  affine = np.diag([-2.5, -2.5, 2.5, 1])
+  save(tmp_path / "P" / "P_t1ce.nii.gz", head(), affine)
+  image = nib.Nifti1Image(head(seed=1), affine)
+  turn = nib.orientations.ornt_transform(
+    nib.orientations.axcodes2ornt("LPS"), nib.orientations.axcodes2ornt("SRA")
+  )
+  nib.save(image.as_reoriented(turn), tmp_path / "P" / "P_flair.nii.gz")
+  predictor = Bright([make_student(modalities=("t1ce", "flair"))])
+  predict(predictor, tmp_path / "P", Output(tmp_path / "out", "brats2018"), terminal)
+  for modality, inputs in own_masks.entries(tmp_path / "out")["P"].inputs.items():
+    file = nib.load(tmp_path / "P" / inputs["file"])
+    assert f"P_{modality}.nii.gz" == inputs["file"] and inputs["shape"] == list(file.shape)
+    np.testing.assert_array_equal(inputs["affine"], file.affine)
+  assert inputs["shape"] != list(SHAPE)
+
+
+def test_the_window_that_was_used_is_recorded_and_makes_no_mask_anew(place, monkeypatch):
+  """What "auto" means depends on the memory that is free."""
+  windows = []
+  for free in (1e12, 1e4):
+    monkeypatch.setattr(predictor_module, "free_memory", lambda free=free: free)
+    predictor = Bright([make_student()], window="auto")
+    save(place / "in" / f"{free:.0e}.nii.gz", head())
+    predict(predictor, place / "in", Output(place / "auto", "brats2018"), Terminal(quiet=True))
+    facts = {name: entry.facts for name, entry in own_masks.entries(place / "auto").items()}
+    windows.append({name: own["window"] for name, own in facts.items()})
+  assert windows[0].items() < windows[1].items()
+  assert windows[1]["1e+04"] == [16, 16, 16] and windows[1]["A"][0] > 16
 
 
 def test_what_is_done_is_left_alone(place, terminal):
@@ -163,6 +197,62 @@ def test_an_empty_file_and_a_folder_in_a_mask_s_place(tmp_path, terminal):
   with pytest.raises(UserError, match="1 of 2 cases could not be done"):
     predict(bright(), tmp_path / "in", Output(tmp_path / "out", "brats2018"), terminal)
   assert mask(tmp_path).any() and (tmp_path / "out" / "B.nii.gz").is_dir()
+
+
+# --- A scan that became unusable --------------------------------------------------------------
+
+
+def unusable() -> np.ndarray:
+  data = head().astype(np.float32)
+  data[5, 5, 5] = np.nan
+  return data
+
+
+def test_the_mask_of_a_scan_that_was_replaced_by_an_unusable_one_goes(place, terminal):
+  out = place / "out"
+  again(place, terminal, probabilities=True)
+  save(out / "A_notes.nii.gz", head())
+  save(place / "in" / "A.nii.gz", unusable())
+  with pytest.raises(UserError, match="1 of its voxels are NaN"):
+    again(place, terminal)
+  assert "came of it: A.nii.gz, A_WT.nii.gz, A_TC.nii.gz, A_ET.nii.gz" in said(terminal)
+  assert sorted(path.name for path in out.glob("A*")) == ["A_notes.nii.gz"]
+  assert set(own_masks.entries(out)) == {"B"} and not list(out.glob(".predict*"))
+  save(place / "in" / "A.nii.gz", head())
+  again(place, terminal)
+  assert mask(place).any()
+
+
+def test_a_mask_stays_where_its_scan_can_only_not_be_read(place, terminal, monkeypatch):
+  """It may be the same one, on a disk that is away."""
+  before = times(place / "out")
+  (place / "in" / "A.nii.gz").rename(place / "kept")
+  os.symlink(place / "gone.nii.gz", place / "in" / "A.nii.gz")
+  with pytest.raises(UserError, match="1 of 2 cases could not be done"):
+    again(place, terminal)
+  assert times(place / "out") == before and set(own_masks.entries(place / "out")) == {"A", "B"}
+
+
+def test_a_corrected_mask_of_an_unusable_scan_stays(place, terminal):
+  again(place, terminal, probabilities=True)
+  content = edited(place)
+  save(place / "in" / "A.nii.gz", unusable())
+  with pytest.raises(UserError, match="1 of its voxels are NaN"):
+    again(place, terminal, overwrite=True)
+  assert [path.name for path in (place / "out").glob("A*")] == ["A.nii.gz"]
+  assert (place / "out" / "A.nii.gz").read_bytes() == content
+
+
+def test_a_damaged_mask_that_cannot_be_made_anew_goes(place, terminal, monkeypatch):
+  (place / "out" / "A.nii.gz").write_bytes(b"")
+  monkeypatch.setattr(Bright, "prepare", _refuses)
+  with pytest.raises(UserError, match="too faint"):
+    again(place, terminal)
+  assert sorted(times(place / "out")) == ["B.nii.gz"]
+
+
+def _refuses(*_):
+  raise ValueError("too faint")
 
 
 # --- Probability maps -------------------------------------------------------------------------

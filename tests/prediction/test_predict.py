@@ -17,6 +17,7 @@ from kd_jax.prediction.predictor import Predictor, Prepared, overlapped
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError
 from kd_jax.runtime.terminal import Terminal
 from kd_jax.tasks import labels
+from kd_jax.tasks.names import parse_patterns
 
 SHAPE = (60, 72, 54)  # at 2.5 mm, a small head
 
@@ -192,9 +193,19 @@ def test_masks_of_one_folder_come_from_one_student(tmp_path, terminal, other):
 def test_an_input_is_never_overwritten(tmp_path, terminal):
   scan = save(tmp_path / "scan.nii.gz", head())
   before = scan.read_bytes()
-  with pytest.raises(UserError, match="is an input and would be overwritten"):
+  with pytest.raises(UserError, match="is a file of a scan and would be overwritten"):
     predict(bright(), scan, Output(tmp_path, "brats2018"), terminal)
   assert scan.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_label_map_is_never_overwritten(tmp_path, terminal):
+  case = make_case(tmp_path / "P1")
+  other = (case / "P1_seg.nii.gz").rename(case / "P1.nii.gz")  # as the mask is called
+  before = other.read_bytes()
+  with pytest.raises(UserError, match="is a file of a scan and would be overwritten"):
+    output = Output(case, "brats2018", overwrite=True)
+    predict(bright(), case, output, terminal, parse_patterns('{"seg": "P1.nii*"}'))
+  assert other.read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, terminal):

@@ -122,6 +122,11 @@ def test_too_little_memory_is_said_with_the_remedy(monkeypatch, said):
   monkeypatch.setattr(sliding_window, "predict", fails)
   with pytest.raises(UserError, match=r"a window of \(24, 16, 8\) voxels; use --window=sliding"):
     Predictor([make_student()], window="whole").probabilities(prepared_of(24, 10, 8))
+  with pytest.raises(
+    UserError, match=r"a window of \(16, 16, 16\) voxels; end other.*=cpu"
+  ) as error:
+    Predictor([make_student()], window="sliding").probabilities(prepared_of(24, 10, 8))
+  assert "--window=sliding" not in str(error.value)  # it slides already
 
 
 def test_any_other_error_of_the_device_stays_what_it_is(monkeypatch):

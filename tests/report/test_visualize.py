@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from students import make_student
-from synthetic import LARGE, make_case
+from synthetic import LARGE, make_case, write
 
 from kd_jax.prediction.predictor import Predictor
 from kd_jax.report import viewer
@@ -47,6 +47,29 @@ def test_a_bad_case_does_not_stop_the_others(tmp_path, terminal, monkeypatch):
     visualize(
       Predictor([make_student(spacing=3.0)]), tmp_path / "in", "brats2018", tmp_path / "o", terminal
     )
+  assert (tmp_path / "o" / "case2" / "view.html").exists()
+
+
+@pytest.mark.parametrize(
+  ("spoil", "why"),
+  [
+    (lambda data, affine: (data[:, :, :-2], affine), r"its shape \(14, 16, 10\) is not"),
+    (lambda data, affine: (data, affine + 20 * np.eye(4, k=3)), "up to 20 mm off"),
+    (lambda data, affine: (np.where(data == 1, 9, data), affine), r"9 .*Correct the file, or take"),
+  ],
+)
+def test_a_truth_that_is_not_the_scan_s_is_not_drawn(tmp_path, terminal, monkeypatch, spoil, why):
+  """As when it is scored; the other cases are drawn."""
+  monkeypatch.setattr(viewer, "niivue", lambda: ("/* a script */", "0"))
+  for name in ("case1", "case2"):
+    make_case(tmp_path / "in" / name, affine=LARGE)
+  file = tmp_path / "in" / "case1" / "case1_seg.nii.gz"
+  image = nib.load(file)
+  write(file, *spoil(np.asarray(image.dataobj), image.affine))
+  predictor = Predictor([make_student(spacing=3.0)])
+  with pytest.raises(UserError, match=rf"case1_seg.nii.gz.*{why}"):
+    visualize(predictor, tmp_path / "in", "brats2018", tmp_path / "o", terminal)
+  assert not (tmp_path / "o" / "case1").exists()
   assert (tmp_path / "o" / "case2" / "view.html").exists()
 
 
