@@ -31,7 +31,7 @@ from kd_jax.prediction.predictor import Predictor, predict_cases
 from kd_jax.prediction.student import Student
 from kd_jax.report.illustrate import illustrate
 from kd_jax.runs.log import read_numbers
-from kd_jax.runtime import processes
+from kd_jax.runtime import commands, processes
 from kd_jax.runtime.errors import CaseError, UserError, some
 from kd_jax.runtime.files import check_folder
 from kd_jax.runtime.terminal import Terminal
@@ -65,7 +65,9 @@ def evaluate(
   found = known.validated | known.trained if held_out else known.trained
   if found and not choice.exclude_training_subjects:
     of = "trained or validated on" if held_out else "trained on"
-    raise subjects_lib.refuse(found, len(cases), of)
+    own = split == "val" and choice.data_root is None
+    remedy = _of_a_parted_patient(students[0]) if own else subjects_lib.LEFT_OUT
+    raise subjects_lib.refuse(found, len(cases), of, remedy)
   cases = [case for case in cases if case.name not in found]
   if not cases:
     raise UserError("no case is left to score: all of them are training subjects")
@@ -193,6 +195,19 @@ def find_known_subjects(
 
 
 # --- Pieces -----------------------------------------------------------------------------------
+
+
+def _of_a_parted_patient(student: Student) -> str:
+  """What to do about training subjects among a run's own validation cases.
+
+  The run may be a fold of a cross-validation, which has no flag that leaves cases out.
+  """
+  return (
+    "The split has parted scans of one patient: take one of them out of the data folder, or say "
+    "whose they are (data.patients, a CSV file with the columns case and patient), and train anew "
+    f"with another --workdir. {commands.named('evaluate')} --checkpoint={student.source} "
+    "--exclude_training_subjects scores this run on the others"
+  )
 
 
 def _unknown(students: Sequence[Student]) -> list[str]:

@@ -125,7 +125,7 @@ def test_training_subjects_are_known_by_sequences_that_the_student_does_not_read
   """One voxel of t1ce is another, the files beside it are the same."""
   renamed_copy(place, rows_of_fold(place, 1)[0], tmp_path / "year" / "Other_001")
   t1ce = tmp_path / "year" / "Other_001" / "Other_001_t1ce.nii.gz"
-  voxels = np.array(nib.load(t1ce).dataobj)
+  voxels = np.asarray(nib.load(t1ce).dataobj).copy()
   voxels[8, 8, 8] += 1
   write(t1ce, voxels, LARGE)
   with pytest.raises(UserError, match=r"Other_001: the same (flair|t1|t2) image"):
@@ -280,6 +280,21 @@ def test_edited_folds_are_noticed(place, terminal, tmp_path):
     evaluate(predictor(run), Choice(), None, terminal)
 
 
+def test_a_split_that_parts_a_patient_is_refused_with_a_remedy_for_every_mode(
+  place, terminal, tmp_path
+):
+  """Under two names. Cross-validation, which scores its folds so, has no flag to leave them out."""
+  data = shutil.copytree(place / "data", tmp_path / "data")
+  renamed_copy(place, "case0", data / "Other_001")
+  parted = {"train": ["case0", "case1"], "val": ["Other_001", "case2"]}
+  run = make_run(tmp_path / "run", data, given=parted)
+  with pytest.raises(UserError, match=r"REFUSED: 1 of 2(.|\n)*data\.patients") as error:
+    evaluate(predictor(run), Choice(), None, terminal)
+  assert f"--mode=evaluate --checkpoint={run} --exclude_training_subjects" in str(error.value)
+  evaluate(predictor(run), Choice(exclude_training_subjects=True), None, terminal)
+  assert list(rows(run / "evaluation" / "val")) == ["case2"]
+
+
 # --- Hold-outs --------------------------------------------------------------------------------
 
 FOLDS = {"folds": [["case0", "case1"], ["case2", "case3"]]}  # of six cases
@@ -317,7 +332,7 @@ def test_a_holdout_is_what_no_student_has_used(place, terminal, tmp_path):
   """Two runs with lists of their own."""
   make_run(tmp_path / "a", place / "data", given={"train": ["case0"], "val": ["case1"]})
   lists = {"train": ["case2"], "val": ["case3"], "test": ["case0", "case5"]}
-  make_run(tmp_path / "b", place / "data", given=lists)
+  make_run(tmp_path / "b", place / "data", seed=1, given=lists)
   evaluate(predictor(tmp_path / "b"), Choice(split="holdout"), tmp_path / "one", terminal)
   assert sorted(rows(tmp_path / "one")) == ["case0", "case1", "case4", "case5"]
   both = predictor(tmp_path / "a", tmp_path / "b")
