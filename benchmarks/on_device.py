@@ -4,17 +4,18 @@
   python benchmarks/on_device.py --minutes=8 --only facts step torch --json=before.json
   python benchmarks/on_device.py --small --only facts "step student_only"
 
-In this order, the most valuable first: the device and its versions; the golden cases; the step of
-mtcm_kd (with its profile), of the default and of the student alone as shipped; PyTorch's step,
-eager and compiled; the step by form of its convolutions, by what it keeps for the backward pass and
-by options of the compiler; convolutions one by one; cases from file to file; the step fed by
-reading processes; what deterministic operations cost. What the time does not allow is skipped or
-cut off, and said to be.
+In this order, the most valuable first: the device and its versions; the step of mtcm_kd (with its
+profile) and of the student alone as shipped; the golden cases; the default's step; PyTorch's, eager
+and compiled; the step by options of the compiler and by form of its convolutions; convolutions one
+by one; what the step keeps for the backward pass; cases from file to file; the step fed by reading
+processes; what deterministic operations cost. What the time does not allow is skipped or cut off,
+and said to be.
 
 Every section is a process of its own: a crash ends it alone, and the peak of the memory is its own.
-Sections compile beside each other (--ahead), PyTorch from the start on, but while one measures all
-others are stopped. Compile times therefore are those on a busy machine; and so are the kernels that
-the compiler chose by timing them: --ahead=1 and --only without torch leave it alone with them.
+XLA chooses kernels by timing them, so the first two steps compile with the machine to themselves.
+After them sections compile beside each other (--ahead, and PyTorch), but while one measures all
+others are stopped; PyTorch tries its kernels then. Compile times are those on a busy machine, and
+so is the choice of kernels of the later steps: --ahead=1 and --only without torch leave XLA alone.
 
 Each result is printed, and in the JSON, as soon as it is there; without --json that is
 benchmarks/records/device/KIND-DATE.json.
@@ -128,7 +129,7 @@ def _section(name: str, small: bool) -> Section:
   env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OMP_WAIT_POLICY": "passive"}
   if job.xla_flags:
     env["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {job.xla_flags}".strip()
-  return Section(name, command, seconds, limit, env, job.beside)
+  return Section(name, command, seconds, limit, env, job.beside, job.quiet)
 
 
 def _kind(done: Sequence[Record]) -> str:

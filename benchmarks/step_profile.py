@@ -25,6 +25,7 @@ import jax
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common, timing, train_step
+from kd_jax.runtime import compiler_options
 from kd_jax.runtime.terminal import table
 from kd_jax.training.mesh import make_mesh
 
@@ -44,7 +45,8 @@ def main() -> None:
   mesh = make_mesh(1, 1)
   lowered, new_state = train_step.lower_step(settings, mesh)
   common.tell("compiling")
-  compiled = lowered.compile()
+  options = compiler_options.choose(compiler_options.AUTO, dtype).options  # as in a run
+  compiled = lowered.compile(compiler_options=dict(options))
   state, batch, key = train_step.first_inputs(settings, mesh, new_state)
 
   def steps(count: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ set -eu
 : "${TPU_NAME:?the slice, as gcloud compute tpus tpu-vm list names it}" "${ZONE:?its zone}"
 
 # The same command on every host (--worker=all); on each of them lies a clone of this project in
-# ~/kd_jax with its environment (make .venv, then .venv/bin/pip install "jax[tpu]").
+# ~/kd_jax with its environment (make .venv/installed, then .venv/bin/pip install "jax[tpu]").
 # --distributed: JAX asks the TPU's metadata who the others are.
 # /mnt/shared: a file system that all hosts have mounted (NFS): work directory, cache and data.
 # data.batch: a multiple of the slice's chips; or let chips share a volume: train.spatial_shards.

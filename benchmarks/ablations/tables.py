@@ -158,8 +158,9 @@ def _differences(
 
 def _difference(value: Mapping[str, Any], scale: float) -> str:
   d = value["against"]
-  low, high = scale * d["low"], scale * d["high"]
-  return f"{scale * d['difference']:+.1f} [{low:+.1f}, {high:+.1f}] p={d['wilcoxon_p']:.2g}"
+  ends = (d["low"], d["high"])
+  low, high = ("-" if end is None else f"{scale * end:+.1f}" for end in ends)  # None: of one case
+  return f"{scale * d['difference']:+.1f} [{low}, {high}] p={d['wilcoxon_p']:.2g}"
 
 
 def _by_seed(value: Mapping[str, Any], scale: float) -> str:

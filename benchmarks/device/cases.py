@@ -14,7 +14,7 @@ from kd_jax.prediction.student import Architecture, Preparation
 
 
 def inference(turns: Turns, small: bool) -> None:
-  """One and five networks, whole and sliding, mirrored or not; the cheapest first."""
+  """One network, whole and sliding, mirrored or not; five of them, whole. The cheapest first."""
   jax.config.update("jax_enable_compilation_cache", False)
   sizes = predicting.SMALL if small else predicting.FULL
   networks = (1,) if small else (1, 5)
@@ -22,7 +22,8 @@ def inference(turns: Turns, small: bool) -> None:
   preparation = Preparation("brain", "zscore", sizes["spacing"], (sizes["patch"],) * 3)
   students = inputs.students(max(networks), architecture, preparation)
   modes, mirror = ("whole", "sliding"), (False, True)
-  setups = set(map(predicting.Setup._make, itertools.product(networks, modes, mirror)))
+  setups = {predicting.Setup(1, *how) for how in itertools.product(modes, mirror)}
+  setups |= {predicting.Setup(n, "whole", False) for n in networks}
   with tempfile.TemporaryDirectory(prefix="kd_jax-inference-") as folder:
     scans = Path(folder) / "scans"
     scan = inputs.write_scans(scans, 3, None)

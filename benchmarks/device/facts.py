@@ -1,5 +1,6 @@
 """What device it is, with which versions, and whether it computes what it should."""
 
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -25,6 +26,8 @@ def facts(turns: Turns, small: bool) -> None:
     "platform_version": jax.devices()[0].client.platform_version,
     "cudnn": _cudnn(),
     "driver": _driver(),
+    "compute_capability": getattr(jax.devices()[0], "compute_capability", None),
+    "source": _source(),
     "free_gb": (free_memory() or 0) / 1e9,
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
     **{name: _version(name) for name in _PACKAGES},
@@ -51,6 +54,14 @@ def golden(turns: Turns, small: bool) -> None:
   turns.result(text, passed=done.returncode == 0)
   if done.returncode:
     sys.exit(done.stdout[-1500:])
+
+
+def _source() -> str:
+  """SHA-256 of the program and its benchmarks: a copy of the files may lack the commit."""
+  digest = hashlib.sha256()
+  for path in sorted(p for part in ("kd_jax", "benchmarks") for p in (_ROOT / part).rglob("*.py")):
+    digest.update(f"{path.relative_to(_ROOT)}\0".encode() + path.read_bytes())
+  return digest.hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -35,7 +35,9 @@ class Section(NamedTuple):
     estimate: seconds that it will take: not begun when less are left.
     limit: seconds after which it is ended, without those in which it was stopped.
     env: variables beside those of this process.
-    beside: it begins at the start, and does not count among those that prepare at once.
+    beside: it begins as soon as it may, and does not count among those that prepare at once.
+    quiet: it begins before all others, and nothing else does until it has ended: its compiler
+      chooses kernels by timing them.
   """
 
   name: str
@@ -44,6 +46,7 @@ class Section(NamedTuple):
   limit: float
   env: Mapping[str, str] = MappingProxyType({})
   beside: bool = False
+  quiet: bool = False
 
 
 class _Worker:
@@ -60,7 +63,7 @@ class _Worker:
     self.section, self.order, self.record = section, order, record
     self.began, self.stopped, self.skipped = time.monotonic(), 0.0, ""
     self._stopped_since: float | None = None
-    self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115
+    self._words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
     self._process = subprocess.Popen(
       section.command,
       env={**os.environ, **section.env},
@@ -68,6 +71,7 @@ class _Worker:
       stdout=subprocess.PIPE,
       stderr=self._words,
       text=True,
+      errors="replace",
     )
     threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
@@ -147,7 +151,8 @@ class Runner:
       {"section": one.name, "status": "waiting", "rows": []} for one in sections
     ]
     self._events: queue.Queue = queue.Queue()
-    self._pending = sorted(range(len(sections)), key=lambda i: (not sections[i].beside, i))
+    urgent = [(not one.quiet, not one.beside) for one in sections]
+    self._pending = sorted(range(len(sections)), key=lambda i: (*urgent[i], i))
     self._workers: list[_Worker] = []
     self._ready: list[_Worker] = []  # wait for their turn
     self._holder: _Worker | None = None
@@ -172,6 +177,8 @@ class Runner:
     while self._pending and self._holder is None:
       order = self._pending[0]
       section, left = self._sections[order], self._end - time.monotonic()
+      if any(worker.section.quiet for worker in self._workers):
+        return
       busy = sum(not worker.section.beside for worker in self._workers)
       if section.estimate > left:
         self._pending.pop(0)

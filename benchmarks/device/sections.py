@@ -33,6 +33,7 @@ class Job(NamedTuple):
   options: Mapping[str, Any] = _NOTHING
   xla_flags: str = ""
   beside: bool = False
+  quiet: bool = False
 
 
 def _step(seconds: float, variants: str, **options: Any) -> Job:
@@ -40,21 +41,21 @@ def _step(seconds: float, variants: str, **options: Any) -> Job:
 
 
 JOBS = {
-  "facts": Job(15),
+  "facts": Job(40),
+  "step mtcm_kd": _step(90, "mtcm_kd", profile=True)._replace(quiet=True),
+  "step student_only": _step(40, "student_only")._replace(quiet=True),
   "golden": Job(60),
-  "step mtcm_kd": _step(90, "mtcm_kd", profile=True),
   "step default": _step(90, "default"),
-  "step student_only": _step(40, "student_only"),
   "torch": Job(60, beside=True),
-  "step mtcm_kd tuned": _step(180, "mtcm_kd", form="tuned"),
-  "step mtcm_kd norms": _step(90, "mtcm_kd", remat="norms"),
-  "step student_only native": _step(40, "student_only", form="native"),
-  "step student_only native_2": _step(40, "student_only", form="native_2"),
-  "step student_only depth_stack": _step(40, "student_only", form="depth_stack"),
-  "step student_only depth_stack_2": _step(40, "student_only", form="depth_stack_2"),
   "step student_only no_options": _step(40, "student_only", options="none"),
+  "step student_only depth_stack": _step(40, "student_only", form="depth_stack"),
+  "step mtcm_kd depth_stack": _step(90, "mtcm_kd", form="depth_stack"),
+  "step student_only native_2": _step(40, "student_only", form="native_2"),
+  "step student_only depth_stack_2": _step(40, "student_only", form="depth_stack_2"),
+  "step mtcm_kd tuned": _step(210, "mtcm_kd", form="tuned"),
+  "step mtcm_kd norms": _step(90, "mtcm_kd", remat="norms"),
   "step student_only conv_fusion": _step(40, "student_only", options=_FUSED),
-  "inference": Job(40),
+  "inference": Job(60),
   "readers": Job(60),
   "step student_only deterministic": _step(40, "student_only")._replace(xla_flags=_DETERMINISTIC),
   "step default batch2": _step(100, "default", batch=2),

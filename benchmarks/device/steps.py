@@ -14,7 +14,7 @@ from benchmarks import convolution, forms, step_profile, train_step
 from benchmarks.device.turns import Turns
 from benchmarks.flops import step_flops
 from kd_jax.models import conv_choice
-from kd_jax.models.conv_choice import Convolutions
+from kd_jax.models.conv_choice import Convolutions, Times
 from kd_jax.runtime import compiler_options
 from kd_jax.runtime.compiler_options import Options
 from kd_jax.runtime.memory import memory, program_bytes
@@ -24,6 +24,7 @@ from kd_jax.training.mesh import make_mesh
 SMALL = {"filters": (4, 4, 8, 8), "side": 16}
 TUNED = "tuned"  # a form: the fastest of each convolution, measured before
 _WARM_UP, _STEPS, _PROFILED = 3, 8, 3
+_TABLE_SECONDS = 120.0
 _SHOWN = 20  # operations of a profile
 
 
@@ -76,16 +77,18 @@ def step(
     "program_bytes": program_bytes(compiled),
   }
   turns.result(f"compiled in {known['compile_processor_seconds']:.0f} s of processors", **known)
+  state, *others = train_step.first_inputs(run, mesh, new_state)
+  before = memory().get("memory/device_gb", 0.0)  # compiling tries kernels, which take memory, too
+
+  def one() -> None:
+    nonlocal state
+    state, metrics = compiled(state, *others)
+    jax.block_until_ready((state, metrics))
+
   with turns.alone():
-    state, *others = train_step.first_inputs(run, mesh, new_state)
-
-    def one() -> None:
-      nonlocal state
-      state, metrics = compiled(state, *others)
-      jax.block_until_ready((state, metrics))
-
     seconds = timed(one)
-    found = known | measured(seconds, run, memory().get("memory/device_gb"))
+    peak = memory().get("memory/device_gb", 0.0)
+    found = known | measured(seconds, run, peak if peak > before else None)
     turns.result(described(found), **found)
     if profile:
       operations = profiled(one, compiled.as_text())
@@ -94,12 +97,19 @@ def step(
 
 
 def tuned(turns: Turns, run: Settings, options: Options) -> Convolutions:
-  """Measures all forms of the run's convolutions, as train.autotune does; each is a result."""
-  found = []
+  """Measures forms of the run's convolutions, as train.autotune does; each row is a result.
+
+  The largest first, for as long as _TABLE_SECONDS; the others go by their nearest. Nothing else
+  runs while they are compiled either: XLA chooses the kernel of each by timing it.
+  """
+  found: list[Times] = []
   with turns.alone():
+    began = time.monotonic()
     for times in convolution.device_table(run, options):
       found.append(times)
       turns.result(" ".join(convolution.line(times)), **conv_choice.row_of(times))
+      if time.monotonic() - began > _TABLE_SECONDS:
+        break
   return Convolutions(jax.default_backend(), tuple(found))
 
 

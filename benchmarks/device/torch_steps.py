@@ -11,7 +11,9 @@ def torch(turns: Turns, small: bool) -> None:
   """The fastest first: that is what there is to be faster than."""
   try:
     import torch as library
-  except ImportError:
+  except ModuleNotFoundError as e:
+    if e.name != "torch":  # it is here, and broken
+      raise
     turns.skip("PyTorch is not installed")
   from benchmarks import torch_mirror
 
@@ -25,9 +27,11 @@ def torch(turns: Turns, small: bool) -> None:
     if device == "cuda":
       library.cuda.empty_cache()
     one = torch_mirror.make_step(run, batch, device, dtype=getattr(library, dtype), **kind)
+    library.backends.cudnn.benchmark = False
     one()  # compiles
     one()
     with turns.alone():
+      library.backends.cudnn.benchmark = True  # the calls that warm up try cuDNN's algorithms
       if device == "cuda":
         library.cuda.reset_peak_memory_stats()
       seconds = steps.timed(one)

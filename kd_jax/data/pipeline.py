@@ -64,20 +64,31 @@ def training_batches(
   if settings.workers:
     child_processes.refuse_second_run()
   samples = _samples(entries, seed)
-  if second:  # sample k is of cohort k // parts, in turns: part p has the samples p, p + parts, ...
-    both = samples, _samples(second, seed)
-    samples = grain.MapDataset.mix([own[p::parts] for own in both for p in range(parts)])
-  # Patches before rows are chosen, so that each row has its own; batches before the iterator:
-  # batched after it, their content would depend on the workers.
+  if second:
+    samples = grain.MapDataset.mix([samples, _samples(second, seed)])  # in turns
+  # Patches before rows are chosen, so that each row has its own, whatever the parts and who reads
+  # it; batches before the iterator: batched after it, their content would depend on the workers.
   samples = samples.random_map(Patch(settings))
-  if rows is not None and len(rows) < batch:
-    samples = grain.MapDataset.mix([samples[row::batch] for row in rows])  # in turns
-  batches = samples.batch(batch if rows is None else len(rows))[first:]
+  order = _in_parts(batch, parts) if second else list(range(batch))
+  own = [order[row] for row in (range(batch) if rows is None else rows)]
+  if own != list(range(batch)):
+    samples = grain.MapDataset.mix([samples[k::batch] for k in own])  # in turns
+  batches = samples.batch(len(own))[first:]
   reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
   dataset = batches.to_iter_dataset(reading)
   if settings.workers:
     return readers.read(dataset, settings.workers, tell)
   return _read(iter(dataset))
+
+
+def _in_parts(batch: int, parts: int) -> list[int]:
+  """Which of a batch's samples is its row k, so that the cohorts take turns in each part too.
+
+  The samples come in turns (2 i is the first cohort's, 2 i + 1 the second's); part p has the rows
+  p, p + parts, ...
+  """
+  turns = [(k // parts % 2, k // (2 * parts) * parts + k % parts) for k in range(batch)]
+  return [2 * i + cohort for cohort, i in turns]
 
 
 def _samples(entries: Sequence[Path], seed: int) -> grain.MapDataset:
@@ -139,7 +150,8 @@ def draw_start(
   else:
     wanted = [int(rng.integers(max(end, 0) + 1)) for end in last]
   return tuple(
-    min(max(w, 0), end) if end >= 0 else end // 2 for w, end in zip(wanted, last, strict=True)
+    min(max(w, 0), end) if end >= 0 else -(-end // 2)  # as in prediction
+    for w, end in zip(wanted, last, strict=True)
   )
 
 

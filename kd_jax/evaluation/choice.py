@@ -9,11 +9,14 @@ from kd_jax.data import conventions, folds
 from kd_jax.data.cases import Case, Naming, naming_of, no_case, on_names, search
 from kd_jax.data.conventions import Reading
 from kd_jax.data.label_contents import existing_memory
+from kd_jax.prediction.predictor import Predictor
 from kd_jax.prediction.student import Student
-from kd_jax.runs.layout import EVALUATION, FOLDS_FILE, is_run
+from kd_jax.runs.layout import EVALUATION, FOLDS_FILE, SUMMARY_FILE, is_run
 from kd_jax.runtime import commands, processes
 from kd_jax.runtime.errors import CaseError, ConfigError, UserError, did_you_mean, some
+from kd_jax.runtime.files import read_json
 from kd_jax.runtime.terminal import Terminal
+from kd_jax.settings import schema
 from kd_jax.tasks import labels
 
 SPLITS = ("val", "holdout", "all")
@@ -71,11 +74,14 @@ def where(students: Sequence[Student], choice: Choice) -> tuple[Path, str]:
   if choice.data_root is None and len(runs) != len(students):
     raise ConfigError("an exported student has no data of its own: give --data_root")
   if split == "val" and (len(students) > 1 or not runs):
-    raise ConfigError(
-      "--split=val is for one run: students of several folds have no validation cases in common. "
-      "Give --data_root of data that none was trained on, or use "
-      f"{commands.named('cross_validate')}"
-    )
+    why = "students of several folds have no validation cases in common"
+    if len(students) == 1:
+      why = "an exported student does not say which cases it was validated on"
+    remedy = "Leave --split out, and all cases of --data_root are scored"
+    if choice.data_root is None:
+      cross_validate = commands.named("cross_validate")
+      remedy = f"Give --data_root of data that none was trained on, or use {cross_validate}"
+    raise ConfigError(f"--split=val is for one run: {why}. {remedy}")
   if split == "holdout" and len(runs) != len(students):
     raise ConfigError(
       "--split=holdout is for runs: an exported student does not say which cases its folds left "
@@ -84,12 +90,35 @@ def where(students: Sequence[Student], choice: Choice) -> tuple[Path, str]:
   return choice.data_root or Path(runs[0].settings["data"]["root"]), split
 
 
-def default_output(students: Sequence[Student], choice: Choice, root: Path, split: str) -> Path:
+def default_output(predictor: Predictor, choice: Choice, root: Path, split: str) -> Path:
+  """The folder for scores where none is given: RUN/evaluation/NAME.
+
+  NAME is the split of the run's own data, or "data-" (no split begins so) and the name of another
+  folder. What flags change of how the student predicts is added: RUN/evaluation/val holds what
+  the student scores as it is.
+
+  Raises:
+    ConfigError: the students are not one run, or the folder holds the scores of other data.
+  """
+  students = predictor.students
   source = Path(students[0].source)
   if len(students) > 1 or not is_run(source):
     raise ConfigError("give --output: a folder for the scores")
-  name = split if choice.data_root is None else root.resolve().name
-  return source / EVALUATION / (f"{name}-{split}" if choice.data_root and split != "all" else name)
+  name = split
+  if choice.data_root is not None:
+    name = f"data-{root.resolve().name}" + ("" if split == "all" else f"-{split}")
+  own, used = schema.plain(students[0].inference), schema.plain(predictor.settings)
+  changed = {key: value for key, value in used.items() if value != own[key]}
+  name += "".join(f"-{key}={str(value).lower()}" for key, value in changed.items())
+  folder = source / EVALUATION / name
+  if choice.data_root is not None and (folder / SUMMARY_FILE).exists():
+    there = (read_json(folder / SUMMARY_FILE).get("data") or {}).get("root")
+    if there is None or Path(there).resolve() != root.resolve():
+      raise ConfigError(
+        f"{folder} holds the scores of other data ({there}); give --output: a folder for those of "
+        f"{root}"
+      )
+  return folder
 
 
 def choose_cases(

@@ -20,6 +20,10 @@ from kd_jax.tasks.labels import REGIONS
 
 COMPARED = ("dice", "hd95_mm", "nsd_1mm", "lesionwise_dice")
 MUST_AGREE = ("rules", "data")  # of summary.json
+# Of the data: what masks of other programs are, which two evaluations differ in by design, and
+# what only students' evaluations have.
+_OF_MASKS = ("predictions", "prediction_conventions", "dropped_prediction_labels")
+_OF_STUDENTS = ("split", "fold", "folds")
 SIGNIFICANT = 0.05
 _FEWEST = 6  # pairs: 2 / 2^6 = 0.031 is the smallest two-sided p, 2 / 2^5 = 0.0625
 
@@ -175,8 +179,9 @@ def _warnings(summaries: Sequence[Mapping[str, Any]], columns: Sequence[list[str
       reasons = some([f"{case} ({reason})" for case, reason in sorted(failed.items())])
       found.append(f"{letter} could not score {len(failed)} cases: {reasons}")
   if all(summaries):
+    one, other = _compared(summaries)
     for key in MUST_AGREE:
-      if differing := _differing(key, summaries[0].get(key), summaries[1].get(key)):
+      if differing := _differing(key, one.get(key), other.get(key)):
         found.append(
           f"A and B are not comparable as they stand, {key} differ: {'; '.join(differing)}"
         )
@@ -185,6 +190,18 @@ def _warnings(summaries: Sequence[Mapping[str, Any]], columns: Sequence[list[str
     if extra := [column for column in ours if column not in theirs]:
       found.append(f"only {letter} has {', '.join(extra)}")
   return found
+
+
+def _compared(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """What must agree of each summary, without what may differ by design."""
+  kept = [{key: summary.get(key) for key in MUST_AGREE} for summary in summaries]
+  described = [own["data"] if isinstance(own["data"], dict) else {} for own in kept]
+  masks = ["predictions" in data for data in described]
+  left_out = _OF_MASKS + (_OF_STUDENTS if any(masks) else ())
+  for own, data in zip(kept, described, strict=True):
+    if data:
+      own["data"] = {key: value for key, value in data.items() if key not in left_out}
+  return kept
 
 
 def _differing(name: str, a: object, b: object) -> list[str]:
@@ -198,10 +215,12 @@ def _differing(name: str, a: object, b: object) -> list[str]:
 def _conclusion(region: str, row: Mapping[str, Any]) -> str:
   if not row["n"]:
     return f"{region} Dice: no case has a score in both"
+  difference = row["difference"]
+  if row["n"] == 1:
+    return f"{region} Dice: no difference shown (B - A = {difference:.3f} in the one case)"
   evidence = (
     f"95% interval {row['low']:.3f} to {row['high']:.3f}; Wilcoxon p {_equals(row['wilcoxon_p'])}"
   )
-  difference = row["difference"]
   apart = row["low"] > 0 or row["high"] < 0
   if row["wilcoxon_p"] < SIGNIFICANT and apart:
     word = "better" if difference > 0 else "worse"

@@ -24,7 +24,6 @@ from kd_jax.evaluation.choice import Choice
 from kd_jax.evaluation.compare import Scores, read_scores
 from kd_jax.evaluation.students import evaluate
 from kd_jax.prediction.predictor import Predictor
-from kd_jax.prediction.student import Student
 from kd_jax.report.illustrate import illustrate
 from kd_jax.runs.layout import (
   EVALUATION,
@@ -78,13 +77,13 @@ def cross_validate(
     folds_file = given if has_begun(run) else _common_folds(settings, workdir)
     data = replace(settings.data, fold=fold, folds_file=folds_file)
     train(replace(settings, data=data), run, terminal)
-    student = open_student(run)
-    if not _is_scored(run, student):
-      predictor = Predictor([student], compiler_options=settings.train.compiler_options)
+    if not _is_scored(run):
+      options = settings.train.compiler_options
+      predictor = Predictor([open_student(run)], compiler_options=options)
       evaluate(predictor, Choice(), None, terminal)
 
   runs = [workdir / f"fold{fold}" for fold in range(count)]
-  if missing := [run.name for run in runs if not validation_summary(run).exists()]:
+  if missing := [run.name for run in runs if not _is_scored(run)]:
     terminal.line(f"not yet done: {', '.join(missing)}; scores of all folds come with the last one")
     return None
   cases, reading = conventions.settle(
@@ -183,11 +182,11 @@ def _gather(
   ]
   terminal.line(f"mean Dice of each fold\n{table(['fold', 'cases', *REGIONS], rows)}")
   whole = [
-    [region, f"{d['mean']:.4f} ± {d['sd']:.4f}", f"{d['low']:.4f} to {d['high']:.4f}"]
-    for region, d in ((r, summary["regions"][r]["dice"]) for r in summary["regions"])
+    [region, *(own["dice"][key] for key in ("mean", "sd", "low", "high"))]
+    for region, own in summary["regions"].items()
   ]
-  head = ["Dice, all cases", "mean ± sd", "95% interval of the mean"]
-  terminal.line(table(head, whole))
+  head = ["Dice, all cases", "mean", "sd", "low", "high"]
+  terminal.line(f"{table(head, whole)}\nlow, high: 95% interval of the mean")
   return summary
 
 
@@ -209,10 +208,6 @@ def _prediction(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   return own[0] | {name: [prediction.get(name, 0.0) for prediction in own] for name in thresholds}
 
 
-def _is_scored(run: Path, student: Student) -> bool:
-  """Whether the fold's scores are there already, of this very student."""
-  path = validation_summary(run)
-  if not path.exists():
-    return False
-  stored = read_json(path)["students"]
-  return [s["weights_sha256"] for s in stored] == [student.digest()]
+def _is_scored(run: Path) -> bool:
+  """Whether the fold's scores are there already: of its student now, as it predicts by itself."""
+  return validation_summary(run).exists() and open_student(run).scores is not None

@@ -10,6 +10,7 @@ they take part in the ranking, then their ranks are dropped.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -21,7 +22,7 @@ _EXACT_UP_TO = 13  # pairs: 2^13 sign patterns are enumerated in no time
 _DECIMALS = 9  # differences are rounded to these: 0.9 - 0.8 and 0.8 - 0.7 must tie
 
 
-def describe(values: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, float | int]:
+def describe(values: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, float | int | None]:
   """Mean, spread and the mean's interval.
 
   Args:
@@ -29,18 +30,18 @@ def describe(values: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, f
     seed: of the bootstrap; the same seed and values give the same interval.
 
   Returns:
-    n, mean, sd (n - 1 in the denominator; 0 for one value), median, low and high (95% interval of
-    the mean), in the values' unit.
+    n, mean, sd (n - 1 in the denominator), median, low and high (95% interval of the mean), in the
+    values' unit. Of one value sd, low and high are None: how sure it is, it does not tell.
 
   Raises:
     ValueError: no values, or one that is NaN or infinite, which no mean may swallow.
   """
   x = _checked(values, "values")
-  low, high = bootstrap_interval(x, seed)
+  low, high = bootstrap_interval(x, seed) if len(x) > 1 else (None, None)
   return {
     "n": len(x),
     "mean": float(x.mean()),
-    "sd": float(x.std(ddof=1)) if len(x) > 1 else 0.0,
+    "sd": float(x.std(ddof=1)) if len(x) > 1 else None,
     "median": float(np.median(x)),
     "low": low,
     "high": high,
@@ -52,7 +53,7 @@ def paired(
   b: Sequence[float] | np.ndarray,
   seed: int = 0,
   higher_is_better: bool = True,
-) -> dict[str, float | int]:
+) -> dict[str, Any]:
   """Two evaluations of the same cases, case by case.
 
   Args:
@@ -61,8 +62,9 @@ def paired(
     higher_is_better: what "better" means.
 
   Returns:
-    n, mean_a, mean_b, difference (mean of b - a), low and high (its 95% interval), wilcoxon_p
-    (two-sided; 1 where no case differs), and the number of cases where b is better, worse, equal.
+    n, mean_a, mean_b, difference (mean of b - a), low and high (its 95% interval; None of one
+    pair), wilcoxon_p (two-sided; 1 where no case differs), and the number of cases where b is
+    better, worse, equal.
 
   Raises:
     ValueError: different lengths, no values, or one that is NaN or infinite.
@@ -71,7 +73,7 @@ def paired(
   if len(a) != len(b):
     raise ValueError(f"{len(a)} values cannot be paired with {len(b)}")
   d = np.round(b - a, _DECIMALS)
-  low, high = bootstrap_interval(d, seed)
+  low, high = bootstrap_interval(d, seed) if len(d) > 1 else (None, None)
   rises, falls = int((d > 0).sum()), int((d < 0).sum())
   return {
     "n": len(d),

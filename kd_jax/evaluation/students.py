@@ -35,6 +35,8 @@ from kd_jax.runtime import commands, processes
 from kd_jax.runtime.errors import CaseError, UserError, some
 from kd_jax.runtime.files import check_folder
 from kd_jax.runtime.terminal import Terminal
+from kd_jax.settings import record
+from kd_jax.settings.inference import InferenceSettings
 from kd_jax.tasks.patients import likely_patient
 
 _CONTENT_THREADS = 4
@@ -46,7 +48,7 @@ def evaluate(
   """Scores one student, or the mean of several, on cases that none was trained on.
 
   Args:
-    output: where the files go; None for RUN/evaluation/SPLIT (or the data's name) of a single run.
+    output: where the files go; None for choice.default_output of a single run.
 
   Returns:
     What summary.json holds.
@@ -57,7 +59,7 @@ def evaluate(
   """
   students = predictor.students
   root, split = where(students, choice)
-  folder = output or default_output(students, choice, root, split)
+  folder = output or default_output(predictor, choice, root, split)
   check_folder(folder)  # before the work, not after it
   cases, facts, lost, reading = choose_cases(students, root, split, choice, terminal)
   held_out = split == "holdout"
@@ -94,7 +96,7 @@ def evaluate(
     data={"root": str(root), "split": split, **facts, **data_facts(cases, results, reading)},
     failed=results.failed,
     excluded=found,
-    notes=_notes(students, cases, known.validated) + reading.notes(results.scores),
+    notes=_notes(predictor, cases, known.validated) + reading.notes(results.scores),
     prediction=predictor.describe(),
     certainty=certainty.summarise(results.certainty, predictor.calibration, results.scores),
   )
@@ -221,10 +223,9 @@ def _unknown(students: Sequence[Student]) -> list[str]:
   ]
 
 
-def _notes(
-  students: Sequence[Student], cases: Sequence[Case], validated: Mapping[str, str]
-) -> list[str]:
+def _notes(predictor: Predictor, cases: Sequence[Case], validated: Mapping[str, str]) -> list[str]:
   """Sentences that belong to the numbers; validated: cases that students were chosen by."""
+  students = predictor.students
   notes = _unknown(students)
   trained = [subject for student in students for subject in student.train]
   likely = [
@@ -239,7 +240,7 @@ def _notes(
       "are, with --patients"
     )
   chosen = "the checkpoint was"
-  if any(student.training.get("chosen_by_validation") for student in students):
+  if any(_sizes_chosen(student, predictor.settings) for student in students):
     chosen = "the checkpoint and the minimum sizes of postprocessing were"
   if count := sum(case.name in validated for case in cases):
     notes.append(
@@ -247,3 +248,12 @@ def _notes(
       "among them, so their scores are slightly optimistic"
     )
   return notes
+
+
+def _sizes_chosen(student: Student, used: InferenceSettings) -> bool:
+  """Whether a minimum size that is used is the one that the student's validation chose."""
+  said = student.training.get("chosen_by_validation")
+  names = map(str, said) if isinstance(said, list) else ()  # it may be a stranger's
+  chosen = record.modernised(dict.fromkeys(names), "predict")
+  sizes = ("min_component_mm3", "min_et_mm3")
+  return any(n in chosen and getattr(used, n) == getattr(student.inference, n) for n in sizes)

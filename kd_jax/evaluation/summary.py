@@ -11,7 +11,7 @@ the means, all that a reader needs to judge them:
   prediction            inference settings
   rules                 definitions of the scores
   regions               WT, TC, ET -> metric -> n, mean, sd, median, low and high (95% bootstrap
-                        interval of the mean)
+                        interval of the mean); sd, low and high are null of one case
   certainty             how sure the students are, and how right: see certainty.py
   software, hardware    versions, device
   settings              the run's settings, where there is a run

@@ -187,15 +187,20 @@ def _data(student: Student) -> str:
 
 
 def _regions(student: Student) -> dict[str, dict[str, Mapping[str, float]]]:
-  """Region -> score -> mean, low, high and n; without what is not there or is no such numbers."""
+  """Region -> score -> mean and n, low and high where it has an interval: more than one case.
+
+  Without what is not there or is no such numbers.
+  """
   found: dict[str, dict[str, Mapping[str, float]]] = {}
   for region, metric in itertools.product(REGIONS, _SCORES):
     own: Any = student.scores
     for key in ("regions", region, metric):
       own = own.get(key) if isinstance(own, Mapping) else None
-    keys = ("mean", "low", "high", "n")
-    if isinstance(own, Mapping) and all(isinstance(own.get(key), int | float) for key in keys):
-      found.setdefault(region, {})[metric] = own
+    if not isinstance(own, Mapping):
+      continue
+    keys = ("mean", "n") if own.get("n") == 1 else ("mean", "n", "low", "high")
+    if all(isinstance(own.get(key), int | float) for key in keys):
+      found.setdefault(region, {})[metric] = {key: own[key] for key in keys}
   return found
 
 
@@ -216,14 +221,20 @@ def _score_lines(student: Student) -> list[str]:
     lines.append(f"| {region} | {next(iter(own.values()))['n']:g} | {' | '.join(cells)} |")
   rules = scores.get("rules")
   said = [rules[key] for key in _RULES if key in rules] if isinstance(rules, Mapping) else []
-  return [*lines, "", *(f"- {plain(rule)}." for rule in said), ""]
+  notes, failed = scores.get("notes"), scores.get("failed")
+  said += notes if isinstance(notes, list) else []
+  if isinstance(failed, int) and failed:
+    said.append(f"cases that could not be scored and are in no mean: {failed}")
+  return [*lines, "", *(f"- {plain(sentence)}." for sentence in said), ""]
 
 
 def _interval(found: Mapping[str, float] | None, digits: int) -> str:
   if not found:
     return "–"
-  mean, low, high = (f"{found[key]:.{digits}f}" for key in ("mean", "low", "high"))
-  return f"{mean} ({low} to {high})"
+  mean = f"{found['mean']:.{digits}f}"
+  if "low" not in found:
+    return mean
+  return f"{mean} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
 
 
 def _limits(student: Student) -> list[str]:

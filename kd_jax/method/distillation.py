@@ -53,7 +53,8 @@ def voxel_weights(
   if where == "balanced":
     truth = jax.nn.one_hot(labels, len(CLASSES), dtype=jnp.float32)
     counts = jnp.sum(truth, axis=(0, 1, 2, 3))  # (K,)
-    return jnp.sum(truth / jnp.maximum(counts, 1), axis=-1)
+    weight = jnp.sum(truth / jnp.maximum(counts, 1), axis=-1)
+    return weight / jnp.mean(weight)  # a sum over voxels stays as large as with "all"
   raise ValueError(f"where {where!r} is none of all, brain, agreement, balanced")
 
 

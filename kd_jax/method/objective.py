@@ -13,18 +13,22 @@ from kd_jax.models.interface import Output
 from kd_jax.settings.method import LossSettings
 from kd_jax.tasks.labels import REGIONS
 
+_MOST_STEPS = 2**31 - 1  # an int32 counts them
 Values = dict[str, jax.Array]  # name in the logs -> ()
 
 
-def distillation_share(epochs: jax.Array, settings: LossSettings) -> jax.Array:
-  """() epochs done, with fractions -> (), 0 before distillation, 1 once it has its full weight.
+def distillation_share(step: jax.Array, steps_per_epoch: int, settings: LossSettings) -> jax.Array:
+  """() steps done -> (), 0 before distillation, 1 once it has its full weight.
+
+  In whole steps: as a float32, an epoch's number may fall short of itself, and distillation would
+  begin a step late.
 
   Source: docs/method.md, "Objective", eq. 16.
   """
-  since = epochs - settings.kd_from_epoch
+  since = step - min(settings.kd_from_epoch * steps_per_epoch, _MOST_STEPS)
   if not settings.kd_ramp_epochs:
     return (since >= 0).astype(jnp.float32)
-  return jnp.clip(since / settings.kd_ramp_epochs, 0, 1)
+  return jnp.clip(since / (settings.kd_ramp_epochs * steps_per_epoch), 0, 1)
 
 
 def objective(

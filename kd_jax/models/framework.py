@@ -163,7 +163,7 @@ class Framework:
     params = {group: nnx.to_pure_dict(nnx.state(m, nnx.Param)) for group, m in modules.items()}
     if self.spec.cohorts == 1:
       return params
-    keys = Keys(jax.random.fold_in(key, 1))
+    keys = Keys(jax.random.fold_in(key, 2))  # with 0 and 1 it is one of the two keys of _modules
     second = Teachers(self.spec, self._convolutions, keys)
     cohorts = (params["teachers"], nnx.to_pure_dict(nnx.state(second, nnx.Param)))
     return params | {"teachers": dict(zip(COHORTS, cohorts, strict=True))}

@@ -51,5 +51,5 @@ def has_begun(workdir: Path) -> bool:
 
 
 def validation_summary(workdir: Path) -> Path:
-  """The summary of the evaluation on a run's own validation cases."""
+  """The summary of the evaluation on a run's own validation cases; own_scores.py reads it."""
   return workdir / EVALUATION / "val" / SUMMARY_FILE

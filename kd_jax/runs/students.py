@@ -14,7 +14,7 @@ from kd_jax.prediction.calibration import Calibration
 from kd_jax.prediction.quality import Volumes
 from kd_jax.prediction.student import Architecture, Preparation, Student
 from kd_jax.prediction.student_directory import MODEL_FILE, WEIGHTS_FILE
-from kd_jax.runs import hub
+from kd_jax.runs import hub, own_scores
 from kd_jax.runs.layout import (
   CHECKPOINTS,
   CONFIG_FILE,
@@ -22,10 +22,9 @@ from kd_jax.runs.layout import (
   SUBJECTS_FILE,
   fold_runs,
   is_run,
-  validation_summary,
 )
 from kd_jax.runtime.errors import ConfigError, UserError
-from kd_jax.runtime.files import at_home, read_json
+from kd_jax.runtime.files import at_home
 from kd_jax.settings import record, schema
 from kd_jax.settings.inference import BY_VALIDATION
 from kd_jax.settings.run import to_dict
@@ -147,7 +146,7 @@ def _open_run(workdir: Path) -> Student:
     raise UserError(f"{workdir} has no {SUBJECTS_FILE}: its training subjects are not known")
   train, val = read_subjects(workdir / SUBJECTS_FILE)
   data, model = settings.data, settings.model
-  return Student(
+  student = Student(
     name=settings.name,
     source=str(workdir),
     architecture=Architecture(model.student, model.filters, model.attention, model.network),
@@ -166,13 +165,14 @@ def _open_run(workdir: Path) -> Student:
       "validation_score": best.score,
       "chosen_by_validation": chosen,
     },
-    scores=_scores(workdir, best.step),
+    scores=None,
     train=train,
     val=val,
     settings=to_dict(settings),
     calibration=_noted(Calibration, best.notes, "calibration", workdir),
     volumes=_noted(Volumes, best.notes, "volumes", workdir),
   )
+  return replace(student, scores=own_scores.read(workdir, student))
 
 
 def _noted(kind: Any, notes: Mapping[str, Any], name: str, workdir: Path) -> Any:
@@ -181,20 +181,6 @@ def _noted(kind: Any, notes: Mapping[str, Any], name: str, workdir: Path) -> Any
     return schema.build(kind, notes.get(name) or {}, name)
   except ConfigError as e:
     raise UserError(f"the notes of the best checkpoint in {workdir} are damaged: {e}") from e
-
-
-def _scores(workdir: Path, step: int) -> dict[str, Any] | None:
-  """What the last evaluation on the validation cases found, if it was of this checkpoint."""
-  path = validation_summary(workdir)
-  if not path.is_file():
-    return None
-  summary = read_json(path)
-  if [student.get("step") for student in summary.get("students", [])] != [step]:
-    return None
-  kept = ("title", "data", "prediction", "rules", "regions")
-  scores: dict[str, Any] = {key: summary.get(key) for key in kept}
-  scores["data"].pop("root", None)  # where the data lies is private: the student may be shared
-  return scores
 
 
 def _members(path: Path, tell: Callable[[str], None]) -> list[Path]:

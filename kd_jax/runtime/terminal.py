@@ -102,8 +102,15 @@ def duration(seconds: float) -> str:
 def table(
   head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1, separator: str = "  "
 ) -> str:
-  """Aligned columns: the first `left` to the left, the others to the right; floats to 4 places."""
-  cells = [head] + [[f"{c:.4f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+  """Aligned columns: the first `left` to the left, the others to the right.
+
+  Floats have 4 places; None is a dash.
+  """
+
+  def shown(cell: object) -> str:
+    return f"{cell:.4f}" if isinstance(cell, float) else "-" if cell is None else str(cell)
+
+  cells = [head] + [[shown(cell) for cell in row] for row in rows]
   widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
   lines = []
   for row in cells:

@@ -5,7 +5,7 @@ python -m kd_jax.settings.run > docs/settings.md     # the table of all settings
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from kd_jax.runtime.errors import ConfigError
 from kd_jax.settings import schema
@@ -81,12 +81,30 @@ def check(settings: Settings) -> None:
     raise ConfigError("loss.fused_teacher needs teachers and model.fusion_levels of 1 or 2")
   _check_confidence(settings.confidence, loss)
   _check_training(settings.train, data.batch)
-  if model.cohorts > 1 and not model.teachers:
-    raise ConfigError("model.cohorts = 2 needs teachers, and model.teachers has none")
+  if model.cohorts > 1:
+    _check_cohorts(model, loss, settings.confidence)
   if (data.batch // settings.train.accumulate) % model.cohorts:
     raise ConfigError(
       f"model.cohorts = 2 needs an even number of samples: data.batch = {data.batch}"
       + (f" in {settings.train.accumulate} parts" if settings.train.accumulate > 1 else "")
+    )
+
+
+def _check_cohorts(
+  model: ModelSettings, loss: LossSettings, confidence: ConfidenceSettings
+) -> None:
+  if not model.teachers:
+    raise ConfigError("model.cohorts = 2 needs teachers, and model.teachers has none")
+  if loss.prototype:
+    raise ConfigError(
+      "loss.prototype averages one network's features over a batch, and with model.cohorts = 2 a "
+      "batch hears two networks: use one of the two"
+    )
+  if confidence.above_student:
+    raise ConfigError(
+      "confidence.above_student compares scores on the same footing, and with model.cohorts = 2 "
+      "teachers are scored on cases that they have not trained on, the student on its own: use "
+      "one of the two"
     )
 
 
@@ -99,6 +117,10 @@ def _check_networks(model: ModelSettings, loss: LossSettings) -> None:
   Range(0, levels).check("model.teacher_side_heads", model.teacher_side_heads)
   if unsaid := set(LEVELS[: model.teacher_side_heads]) - set(loss.deep_supervision):
     raise ConfigError(f"loss.deep_supervision.{min(unsaid)} is missing")
+  heads = max(model.teacher_side_heads, min(len(FUSION_LEVELS), levels))  # the student's
+  weights = cast(Mapping[str, float], loss.deep_supervision)
+  if deaf := [level for level in LEVELS[heads:] if weights.get(level)]:
+    raise ConfigError(f"loss.deep_supervision.{deaf[0]}: no network has a head at {deaf[0]}")
 
 
 def _check_confidence(confidence: ConfidenceSettings, loss: LossSettings) -> None:

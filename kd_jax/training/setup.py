@@ -126,8 +126,8 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
     _claim(workdir, settings, choice, dataset, begun, tell)
   halves = cohorts.settle(settings, workdir, dataset, begun)
   train = settings.train
-  steps_per_epoch = train.steps_per_epoch or max(1, len(dataset.train) // settings.data.batch)
-  plan = Plan(steps_per_epoch, train.epochs * steps_per_epoch, train)
+  checkpoints, notes = _checkpoints(workdir, train.keep, tell)
+  plan = _plan(train, max(1, len(dataset.train) // settings.data.batch), notes)
 
   convolutions = autotune.for_run(settings, workdir, tell, terminal.progress)
   framework = Framework(settings.model, convolutions=convolutions)
@@ -145,7 +145,7 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
     ema=settings.optim.ema_decay > 0,
   )
   replicated = NamedSharding(mesh, P())
-  checkpoints, state, notes = _restored(workdir, train.keep, new_state, replicated, tell)
+  state = _last_state(checkpoints, new_state, replicated)
   # device_put takes no typed key to devices of other processes.
   on_mesh = jax.jit(jax.random.wrap_key_data, out_shardings=replicated)
   key = on_mesh(np.asarray(jax.random.key_data(augment_key)))
@@ -153,7 +153,7 @@ def set_up(settings: Settings, mesh: Mesh, workdir: Path, terminal: Terminal) ->
   first = int(state.step)
   log: Log = RunLog(workdir, terminal, first) if processes.first() else NoLog()
   make_step = functools.partial(
-    _train_step, settings, convolutions, optimizers, steps_per_epoch, mesh
+    _train_step, settings, convolutions, optimizers, plan.steps_per_epoch, mesh
   )
   remat = memory.choose(settings, convolutions, mesh.shape, _bytes(state))
   dtype = framework.dtype.name
@@ -221,23 +221,31 @@ def _train_step(
   return step_lib.compile_step(step, mesh)
 
 
-def _restored(
-  workdir: Path,
-  keep: int,
-  new_state: Callable[[], TrainState],
-  sharding: NamedSharding,
-  tell: Callable[[str], None],
-) -> tuple[Checkpoints, TrainState, dict]:
-  """The last checkpoint's state and notes; or a fresh state."""
+def _checkpoints(workdir: Path, keep: int, tell: Callable[[str], None]) -> tuple[Checkpoints, dict]:
+  """A run's checkpoints, and the last one's notes; {} if there is none yet."""
   with processes.first_before_others():
     if processes.first():
       set_aside_damaged(workdir, tell)
   checkpoints = Checkpoints(workdir, keep)
+  steps = checkpoints.steps()
+  return checkpoints, checkpoints.notes(steps[-1]) if steps else {}
+
+
+def _plan(train: TrainSettings, one_pass: int, notes: dict) -> Plan:
+  """one_pass: steps over the cases that are there now; notes: of the last checkpoint."""
+  # Cases that have gone since the run began move no epoch, and no schedule.
+  steps_per_epoch = train.steps_per_epoch or notes.get("steps_per_epoch", one_pass)
+  return Plan(steps_per_epoch, train.epochs * steps_per_epoch, train)
+
+
+def _last_state(
+  checkpoints: Checkpoints, new_state: Callable[[], TrainState], sharding: NamedSharding
+) -> TrainState:
+  """Of the last checkpoint; or a fresh one."""
   if steps := checkpoints.steps():
     abstract = to_items(jax.eval_shape(new_state))
-    items, notes = checkpoints.restore(steps[-1], abstract, sharding)
-    return checkpoints, from_items(items), notes
-  return checkpoints, jax.device_put(new_state(), sharding), {}
+    return from_items(checkpoints.restore(steps[-1], abstract, sharding)[0])
+  return jax.device_put(new_state(), sharding)
 
 
 def _claim(

@@ -70,7 +70,7 @@ def make_train_step(
     brain = jnp.any(images != 0, axis=1)  # (B, D, H, W)
     new_epoch = state.step % steps_per_epoch == 0
     begun = confidence_lib.begin_step(state.confidence, new_epoch, confidence)
-    share = distillation_share(state.step / steps_per_epoch, loss)
+    share = distillation_share(state.step, steps_per_epoch, loss)
 
     def forward(params: Params, images: jax.Array) -> Outputs:
       """Without the features that no loss asks for."""

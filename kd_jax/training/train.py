@@ -192,7 +192,7 @@ class _Run:
       self.settings.inference.calibrate,
       self.terminal.progress("validating"),
     )
-    if not self.best or result.score > self.best["score"]:
+    if not self.best or result.score >= self.best["score"]:  # as checkpoints are kept
       self.best = {"score": result.score, "step": step}
     self._follow_plateaus(result.score, self.setup.plan.epoch(step))
     seconds = time.monotonic() - began
@@ -203,6 +203,7 @@ class _Run:
     """Begins to write a checkpoint; result: of a validation after this step."""
     standing = {group: dataclasses.asdict(plateau) for group, plateau in self.plateaus.items()}
     notes = {"plateau": standing, "best": self.best, "next_batch": step, "skipped": self.skipped}
+    notes["steps_per_epoch"] = self.setup.plan.steps_per_epoch
     if result:
       notes |= {f"min_{name}": mm3 for name, mm3 in result.minimum_sizes._asdict().items()}
       notes |= {"calibration": schema.plain(result.calibration), "volumes": self._volumes}

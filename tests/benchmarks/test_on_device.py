@@ -121,6 +121,23 @@ def test_one_is_begun_after_the_other_in_order():
   assert at[3] < at[1]  # begun at once
 
 
+def test_a_quiet_one_has_the_machine_to_itself():
+  code = 'began = time.time()\ntime.sleep(0.4)\nturns.result("", began=began, ended=time.time())'
+  beside = section("beside", code, beside=True)
+  quiet = [section("first", code, quiet=True), section("second", code, quiet=True)]
+  found, _ = run([section("usual", code), beside, *quiet])
+  first, second, *others = ((found[n]["rows"][0]) for n in ("first", "second", "usual", "beside"))
+  assert first["ended"] < second["began"]
+  assert all(second["ended"] < other["began"] for other in others)
+
+
+def test_words_that_are_no_text_end_one_section_alone():
+  code = 'sys.stderr.buffer.write(b"bad \\xff byte")\nsys.exit(3)'
+  found, _ = run([section("bytes", code), section("after", MEASURE.format(before=0))])
+  assert found["bytes"]["why"].startswith("exit status 3\nbad") and "byte" in found["bytes"]["why"]
+  assert found["after"]["status"] == "done"
+
+
 def test_sections_are_chosen_by_their_beginnings():
   assert on_device.chosen(None) == list(JOBS)
   assert on_device.chosen(["torch", "facts"]) == ["facts", "torch"]

@@ -156,3 +156,15 @@ def test_what_leads_nowhere_is_said(tmp_path):
     assert problem_of_link(good, page) == ""
   for bad in ("#gone", "page.md#gone", "gone.md", "../docs#page"):
     assert problem_of_link(bad, page)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_what_belongs_to_a_numbered_item_is_indented_by_four(page):
+  """As the site's Markdown needs it; with three spaces a list breaks in two, without a word."""
+  lines = page.read_text().splitlines()
+  numbered = [i for i, line in enumerate(lines) if re.match(r"\d+\. ", line)]
+  for i in numbered:
+    for line in lines[i + 1 :]:
+      if line and not line.startswith(" "):
+        break
+      assert not re.match(r" {1,3}(```|\d+\. )", line), f"{page.name}: {line}"

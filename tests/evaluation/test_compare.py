@@ -209,6 +209,18 @@ def test_too_few_pairs_for_a_test(tmp_path, n, said):
   assert ("WT Dice: no difference shown" in str(lines)) == said
 
 
+def test_one_pair_has_no_interval(tmp_path):
+  a = evaluation(tmp_path / "a", random_scores(1))
+  b = evaluation(tmp_path / "b", random_scores(1, shift=0.2))
+  lines = Lines()
+  result = compare(a, b, None, lines)
+  assert result["conclusions"][0] == (
+    "WT Dice: no difference shown (B - A = 0.200 in the one case)"
+  )
+  (row,) = (row.split() for line in lines for row in line.splitlines() if "dice_WT" in row)
+  assert row[4:8] == ["0.2000", "-", "-", "1.0000"]
+
+
 def test_undefined_scores_are_left_out_by_name(tmp_path, two):
   scores = read_scores(two[0] / "scores.csv")
   scores["case004"]["dice_ET"] = math.nan
@@ -241,6 +253,25 @@ def test_evaluations_by_other_rules_get_a_warning(tmp_path, two, change, expecte
   warning = next(iter(compare(two[0], b, None, lines)["warnings"]))
   assert expected in warning
   assert f"WARNING: {warning}" in lines
+
+
+def test_masks_of_two_programs_are_comparable(tmp_path, two):
+  """They lie in different folders by design; a student's evaluation has a split, they have none."""
+  truth = {"root": "/truth", "cases": 20, "conventions": ["brats2018"], "dropped_labels": {}}
+  masks = {"predictions": "m_ext", "prediction_conventions": ["msd"]}
+  other = {"predictions": "m_other", "prediction_conventions": ["brats2018"]}
+  other |= {"dropped_prediction_labels": {"4": {"cases": 1, "voxels": 3}}}
+  data = {"masks": truth | masks, "others": truth | other, "student": truth | {"split": "all"}}
+  scores = read_scores(two[0] / "scores.csv")
+  made = {
+    name: evaluation(tmp_path / name, scores, rules=RULES, data=own) for name, own in data.items()
+  }
+  for a, b in (("masks", "others"), ("masks", "student"), ("student", "others")):
+    assert compare(made[a], made[b], None, Lines())["warnings"] == []
+  elsewhere = data["others"] | {"root": "/other"}
+  far = evaluation(tmp_path / "far", scores, rules=RULES, data=elsewhere)
+  (warning,) = compare(made["masks"], far, None, Lines())["warnings"]
+  assert warning.endswith('data differ: data.root: "/truth" in A, "/other" in B')
 
 
 def test_failed_cases_and_a_missing_summary_are_told(tmp_path, two):

@@ -78,6 +78,25 @@ def test_every_case_is_scored_once_out_of_fold(tmp_path, terminal, trained):
     evaluate(Predictor(open_students(str(cv))), Choice(data_root=root), tmp_path / "x", terminal)
 
 
+def test_a_fold_that_was_scored_otherwise_is_scored_again(tmp_path, terminal, trained):
+  """With other flags, or on other data: neither is the fold's result."""
+  root = make_data(tmp_path / "data")
+  settings = record.read(make_run(tmp_path / "probe", root, folds=2) / "config.json")
+  cv = tmp_path / "cv"
+  cross_validate(settings, cv, [1], terminal)
+  folder = cv / "fold1" / "evaluation" / "val"
+  first, scores = rows(folder), (folder / "scores.csv").stat()
+  flagged = Predictor(open_students(str(cv / "fold1")), min_et_mm3=1e6)
+  evaluate(flagged, Choice(), folder, terminal)
+  assert rows(folder) != first
+  assert cross_validate(settings, cv, [0], terminal) is None  # fold 1's are not its result
+  assert terminal.console.file.getvalue().endswith(
+    "not yet done: fold1; scores of all folds come with the last one\n"
+  )
+  assert cross_validate(settings, cv, [1], terminal)["prediction"]["min_et_mm3"] == [0, 50]
+  assert rows(folder) == first and (folder / "scores.csv").stat().st_mtime_ns > scores.st_mtime_ns
+
+
 def test_folds_that_there_are_not(tmp_path, terminal, trained):
   root = make_data(tmp_path / "data")
   settings = record.read(make_run(tmp_path / "probe", root, folds=2) / "config.json")

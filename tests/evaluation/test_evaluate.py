@@ -211,6 +211,13 @@ def test_an_exported_student_scores_alike_and_refuses_alike(place, terminal, tmp
     evaluate(predictor(tmp_path / "shared"), choice, tmp_path / "c", terminal)
   with pytest.raises(ConfigError, match="has no data of its own"):
     evaluate(predictor(tmp_path / "shared"), Choice(), tmp_path / "c", terminal)
+  own = Choice(data_root=place / "other", split="val")
+  for students, why in [
+    (predictor(tmp_path / "shared"), "an exported student does not say which"),
+    (predictor(place / "fold0", place / "fold1"), "students of several folds have no"),
+  ]:
+    with pytest.raises(ConfigError, match=rf"for one run: {why} .*\. Leave --split out"):
+      evaluate(students, own, tmp_path / "c", terminal)
 
 
 @pytest.mark.parametrize("convention", ["msd", "brats2023"])
@@ -263,6 +270,8 @@ def test_cases_that_cannot_be_scored_are_in_no_mean(place, terminal, tmp_path):
   assert "no t1ce image" in summary["failed"]["case61"]
   assert "of its tumour lies outside the brain" in summary["failed"]["case62"]
   assert "1 other files beside the cases are not read" in terminal.console.file.getvalue()
+  (spread,) = (line for line in terminal.console.file.getvalue().splitlines() if "sd  " in line)
+  assert set(spread.split()) == {"sd", "-"}  # one case has none
   with pytest.raises(UserError, match="4 cases could not be scored"):
     check_complete(summary)
 

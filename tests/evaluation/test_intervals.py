@@ -19,8 +19,14 @@ def test_describe_by_hand():
   assert {type(v) for v in d.values()} == {int, float}  # ready for JSON
 
 
-def test_one_value_and_equal_values_have_an_interval_of_no_width():
-  assert describe([0.7]) == {"n": 1, "mean": 0.7, "sd": 0, "median": 0.7, "low": 0.7, "high": 0.7}
+def test_one_value_has_no_spread_and_no_interval():
+  none = dict.fromkeys(("sd", "low", "high"))
+  assert describe([0.7]) == {"n": 1, "mean": 0.7, "median": 0.7} | none
+  pair = paired([0.5], [0.7])
+  assert (pair["difference"], pair["low"], pair["high"]) == (pytest.approx(0.2), None, None)
+
+
+def test_equal_values_have_an_interval_of_no_width():
   d = describe([0.5] * 9)
   assert (d["low"], d["high"], d["sd"]) == (0.5, 0.5, 0)
 

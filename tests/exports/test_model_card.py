@@ -62,6 +62,15 @@ def test_what_is_known_is_said():
     assert line in body, line
 
 
+@pytest.mark.parametrize("ends", [None, 0.68712], ids=["today's", "of earlier versions"])
+def test_one_case_has_no_interval(ends):
+  found = FOUND | {"n": 1, "sd": None, "low": ends, "high": ends}
+  scores = SCORES | {"regions": {"WT": {"dice": found, "hd95_mm": found | {"mean": 9.4}}}}
+  head, body = card(student(training=TRAINING, scores=scores))
+  assert "| WT | 1 | 0.687 | 9.4 |" in body
+  assert head["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.6871
+
+
 def test_what_is_not_known_is_not_said():
   head, body = card(student())
   assert "model-index" not in head

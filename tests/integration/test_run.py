@@ -24,6 +24,7 @@ from program import (
 from synthetic import make_case
 
 import kd_jax
+from kd_jax.runs.checkpoints import Checkpoints
 
 TRAIN = """
 import json, sys
@@ -67,6 +68,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
     "val/dice_postprocessed/ET",
   ):
     assert name in names, name
+  assert Checkpoints(finished, read_only=True).notes(STEPS)["steps_per_epoch"] == 4
   folds = json.loads((finished / "folds.json").read_text())["folds"]
   assert sorted(name for fold in folds for name in fold) == [f"case{i}" for i in range(6)]
 

@@ -32,10 +32,11 @@ def test_voxels_of_the_brain():
 
 
 def test_balanced_classes_weigh_the_same_in_all():
+  """And all voxels together as much as without: reductions may sum."""
   labels = volume(*np.array([0, 0, 0, 1, 3, 3]))
   weight = np.asarray(voxel_weights("balanced", labels, labels > 0, ()))[0, 0, 0]
   for cls in (0, 1, 3):
-    np.testing.assert_allclose(weight[labels[0, 0, 0] == cls].sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(weight[labels[0, 0, 0] == cls].sum(), 6 / 3, rtol=1e-6)
 
 
 def test_agreement_is_one_where_teachers_agree_and_none_where_they_do_not():

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
@@ -202,7 +203,7 @@ def terms_of(settings, outputs=None, alpha=ALPHA, share=YES):
 
 def test_distillation_ramps_up():
   ramp = dataclasses.replace(SETTINGS, kd_from_epoch=2, kd_ramp_epochs=4.0)
-  shares = [float(distillation_share(np.float32(e), ramp)) for e in (0, 2, 3, 5, 9)]
+  shares = [float(distillation_share(jnp.int32(10 * e), 10, ramp)) for e in (0, 2, 3, 5, 9)]
   assert shares == [0, 0, 0.25, 0.75, 1]
   none, quarter, all_of_it = (
     terms_of(ramp, share=np.float32(s))["loss/student"] for s in (0, 0.25, 1)
@@ -212,12 +213,23 @@ def test_distillation_ramps_up():
   np.testing.assert_allclose(none, alone, rtol=1e-6)
   np.testing.assert_allclose(all_of_it, terms_of(SETTINGS)["loss/student"], rtol=1e-6)
   np.testing.assert_allclose(quarter, 0.75 * alone + 0.25 * all_of_it, rtol=1e-5)
-  assert [float(distillation_share(np.float32(e), SETTINGS)) for e in (0, 0.9, 1, 2)] == [
-    0,
-    0,
-    1,
-    1,
-  ]
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 3, 49, 100, 200, 250, 1001])
+def test_distillation_begins_with_an_epoch_s_first_step(steps_per_epoch):
+  """In float32, where 1001 / 1001 - 1, compiled, is a little less than 0."""
+
+  @jax.jit
+  def share(step):
+    return distillation_share(step, steps_per_epoch, SETTINGS)
+
+  first = SETTINGS.kd_from_epoch * steps_per_epoch
+  assert [float(share(jnp.int32(first + d))) for d in (-1, 0, 1, steps_per_epoch)] == [0, 1, 1, 1]
+
+
+def test_distillation_may_never_begin():
+  never = dataclasses.replace(SETTINGS, kd_from_epoch=2**30)
+  assert float(distillation_share(jnp.int32(2**31 - 2), 250, never)) == 0
 
 
 def test_every_network_with_heads_is_supervised_deeply():

@@ -177,6 +177,11 @@ def test_unknown_and_contradicting_presets():
       {"network": "resenc", "filters": (8,) * 6, "teacher_side_heads": 3},
       "deep_supervision.level3 is missing",
     ),
+    (
+      "loss.deep_supervision",
+      {"level1": 0.1, "level2": 0.1, "level3": 0.1},
+      "no network has a head at level3",
+    ),
     ("train.epochs", 0, "train.epochs"),
     ("train.accumulate", 3, "does not divide data.batch = 2"),
     ("train.remat", "blocks", "norms"),

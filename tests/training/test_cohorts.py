@@ -195,6 +195,22 @@ def test_a_teacher_is_scored_where_it_has_not_trained(looked, framework, batch, 
   assert metrics["confidence/score/flair"] == pytest.approx(dice, abs=1e-6)
 
 
+def test_no_two_networks_begin_with_the_same_numbers():
+  params = Framework(SPEC).init(jax.random.key(0))
+  cohorts = (params["teachers"][cohort]["networks"] for cohort in ("first", "second"))
+  networks = [
+    params["student"],
+    *(teachers[name] for teachers in cohorts for name in SPEC.teachers),
+  ]
+  drawn = [
+    {float(x) for leaf in jax.tree.leaves(network) for x in np.ravel(leaf)[:9] if x not in (0, 1)}
+    for network in networks
+  ]
+  assert min(map(len, drawn)) > 100
+  for i, own in enumerate(drawn):
+    assert not any(own & other for other in drawn[:i])
+
+
 # --- The same step in parts and on devices ----------------------------------------------------
 
 
@@ -279,6 +295,8 @@ def test_one_patient_cannot_be_shared_out(five):
     ({"data.batch": 6, "train.accumulate": 2}, "data.batch = 6 in 2 parts"),
     ({"model.teachers": {}}, "model.cohorts = 2 needs teachers"),
     ({"model.cohorts": 3}, "model.cohorts"),
+    ({"loss.prototype": 0.1}, r"loss\.prototype .* hears two networks"),
+    ({"confidence.above_student": True}, r"confidence\.above_student .* the student on its own"),
   ],
 )
 def test_what_two_cohorts_need_is_said(changes, message):
