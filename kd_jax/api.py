@@ -60,7 +60,7 @@ def load(
   """
   _set_up()
   predictor = Predictor(
-    open_students(os.fspath(path)),
+    open_students(os.fspath(path), functools.partial(warn_caller, category=UserWarning)),
     window=window,
     overlap=overlap,
     mirror=mirror,

@@ -198,7 +198,7 @@ def export(call: Call) -> None:
   from kd_jax.runs.students import open_students
 
   output, values = call.needed_path("output"), call.flags
-  students = open_students(values.checkpoint)
+  students = open_students(values.checkpoint, call.terminal.line)
   export(students, output, values.format, values.license, call.terminal.line)
   call.terminal.line(f"written: {output}, to hand on")
 

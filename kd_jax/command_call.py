@@ -59,7 +59,7 @@ class Call(NamedTuple):
     values = self.flags
     if values.checkpoint and values.workdir:
       raise ConfigError("--checkpoint and --workdir both name the student; give one")
-    students = open_students(values.checkpoint or values.workdir)
+    students = open_students(values.checkpoint or values.workdir, self.terminal.line)
     predictor = Predictor(students, **{name: values[name].value for name in INFERENCE})
     for note in predictor.notes:
       self.terminal.line(note)

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 import warnings
@@ -353,8 +352,8 @@ def test_another_channel_of_a_scan_is_not_overwritten(student, tmp_path):
 
 def test_inference_settings_of_a_student(place, student, tmp_path):
   folder = place / "my_student"
-  copy = shutil.copytree(folder, tmp_path / "copy")
-  other = kd_jax.load(f"{folder},{copy}", mirror=True, min_et_mm3=50)
+  export(make_student(1, spacing=2.5), tmp_path / "second")
+  other = kd_jax.load(f"{folder},{tmp_path / 'second'}", mirror=True, min_et_mm3=50)
   described = other.describe()
   assert len(described["students"]) == 2 and described["labels"] == "brats2018"
   assert described["inference"]["mirror"] and described["inference"]["min_et_mm3"] == 50

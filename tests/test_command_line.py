@@ -167,9 +167,9 @@ def test_a_home_that_is_not_known_is_named_and_no_folder_is_called_so(home, name
 def test_students_in_folders_with_commas(home, tmp_path):
   from kd_jax.runs.students import open_students
 
-  for name in ("a", "b,c", "d,e,f", "~"):
-    export(make_student(), tmp_path / name)
-  export(make_student(), home / "g, h")
+  for seed, name in enumerate(("a", "b,c", "d,e,f", "~")):
+    export(make_student(seed), tmp_path / name)
+  export(make_student(4), home / "g, h")
 
   def sources(paths) -> list[str]:
     return [Path(student.source).name for student in open_students(paths)]

@@ -21,7 +21,7 @@ from kd_jax.data import conventions, nifti, subjects
 from kd_jax.data.cases import Case, find_cases
 from kd_jax.data.demo import writer as demo
 from kd_jax.evaluation.case_results import CaseResults, score_against
-from kd_jax.evaluation.students import find_training_subjects, score_students
+from kd_jax.evaluation.students import find_known_subjects, score_students
 from kd_jax.evaluation.summary import to_csv
 from kd_jax.prediction.postprocess import postprocess
 from kd_jax.prediction.predictor import Predictor
@@ -79,7 +79,7 @@ def score(
   """
   terminal, source = Terminal(0), student.source
   predictor = Predictor([student], min_component_mm3=0.0, min_et_mm3=0.0)
-  if unseen and (found := find_training_subjects(predictor, cases, terminal)):
+  if unseen and (found := find_known_subjects(predictor, cases, terminal).trained):
     raise subjects.refuse(found, len(cases))
   scored = score_students(predictor, cases, terminal)
   if scored.failed:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from kd_jax.data import cache, conventions, folds
+from kd_jax.data import cache, conventions, duplicates, folds
 from kd_jax.data.cases import Case, Found, Naming, naming_of, no_case, on_names, search
 from kd_jax.data.demo import writer as demo
 from kd_jax.data.label_contents import MEMORY_FILE
@@ -212,11 +212,16 @@ def report(
   progress: Progress,
   tell: Callable[[str], None],
 ) -> None:
-  """--mode=prepare: fills the cache and tells what came of it. UserError if cases are bad."""
+  """--mode=prepare: fills the cache and tells what came of it.
+
+  Raises:
+    UserError: cases are bad, or a file of folds parts two that are one scan.
+  """
   _read_given(settings)
   found, lines = find(settings, progress)
+  train, val = list[str](), list[str]()
   if settings.folds_file:
-    _split(found.cases, settings, None)
+    _, train, val, _ = _split(found.cases, settings, None)
   cases, on_labels = settle(settings, found.cases, progress)
   for line in lines + on_labels if processes.first() else ():
     tell(line)
@@ -225,6 +230,9 @@ def report(
   tell(f"{len(entries)} of {len(cases)} cases are ready in {settings.cache}")
   if bad and not settings.skip_bad_cases:
     raise bad_cases_error(bad, _nowhere(sequences, cases))
+  twice = duplicates.check(duplicates.find(cases, entries), train, val)
+  for line in twice if processes.first() else ():
+    tell(line)
   if bad:
     tell(f"left out, as you asked:\n{error_table(bad)}")
 
@@ -242,7 +250,8 @@ def open_dataset(
     sequences: what networks read; a case that lacks one cannot be used.
 
   Raises:
-    UserError: cases that cannot be used (unless they may be skipped), or none left.
+    UserError: cases that cannot be used (unless they may be skipped), or none left; one scan in
+      training and in validation, under the names of two patients.
   """
   listed = folds.listed(choice.folds)
   cases = [case for case in choice.cases if case.name in listed]
@@ -254,6 +263,9 @@ def open_dataset(
   for side, names in (("training", train), ("validation", val)):
     if not names:
       raise UserError(f"no usable case is left for {side} in fold {settings.fold}")
+  for line in duplicates.check(duplicates.find(cases, entries), train, val):
+    if tell:
+      tell(line)
   by_name = {case.name: case for case in cases if case.name in entries}
   return Dataset(by_name, entries, train, val, bad)
 

@@ -27,6 +27,7 @@ SUBJECTS_FILE = "subjects.json"  # in a run's work directory, and beside an expo
 FORMAT = 1
 _DIGEST = "sha256:"
 _DOMAIN = b"kd_jax subject id\0"  # so that nobody else's table of hashed ids fits
+LEFT_OUT = "--exclude_training_subjects leaves them out and scores the others"
 _LISTED = 20
 
 
@@ -166,7 +167,9 @@ def find_known(
   return {case.name: why for case in cases if (why := reason(case))}
 
 
-def refuse(found: Mapping[str, str], n_cases: int, known: str = "trained on") -> UserError:
+def refuse(
+  found: Mapping[str, str], n_cases: int, known: str = "trained on", remedy: str = LEFT_OUT
+) -> UserError:
   """The error to raise for find_known's answer on n_cases cases; known: what they are known of."""
   lines = [f"  {name}: {why}" for name, why in list(found.items())[:_LISTED]]
   if len(found) > _LISTED:
@@ -174,8 +177,7 @@ def refuse(found: Mapping[str, str], n_cases: int, known: str = "trained on") ->
   return UserError(
     f"REFUSED: {len(found)} of {n_cases} cases are subjects that the student was {known}:\n"
     + "\n".join(lines)
-    + "\nScores on them say nothing about new patients and must not be reported. "
-    "--exclude_training_subjects leaves them out and scores the others."
+    + f"\nScores on them say nothing about new patients and must not be reported. {remedy}."
   )
 
 

@@ -29,6 +29,7 @@ from kd_jax.runs.layout import (
   EVALUATION,
   FOLDS_FILE,
   SCORES_FILE,
+  fold_runs,
   has_begun,
   validation_summary,
 )
@@ -104,7 +105,8 @@ def _common_folds(settings: Settings, workdir: Path) -> str:
     UserError: a fold that has begun was split in another way than the settings say.
   """
   data = settings.data
-  begun = (path for path in sorted(workdir.glob(f"fold*/{FOLDS_FILE}")) if has_begun(path.parent))
+  runs = fold_runs(workdir, FOLDS_FILE).values()
+  begun = (run / FOLDS_FILE for run in runs if has_begun(run))
   if stored := next(begun, None):
     given = Path(data.folds_file) if data.folds_file else None
     folds_lib.check_same(stored, data.folds, data.folds_seed, given)

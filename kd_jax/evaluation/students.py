@@ -4,11 +4,11 @@ Students are scored as they are used: through the same program as --mode=predict
 files of their own modalities. No student is scored on the subjects it was trained on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from kd_jax.prediction.predictor import Predictor, predict_cases
 from kd_jax.prediction.student import Student
 from kd_jax.report.illustrate import illustrate
 from kd_jax.runs.log import read_numbers
-from kd_jax.runtime import processes
+from kd_jax.runtime import commands, processes
 from kd_jax.runtime.errors import CaseError, UserError, some
 from kd_jax.runtime.files import check_folder
 from kd_jax.runtime.terminal import Terminal
@@ -63,12 +63,13 @@ def evaluate(
   check_folder(folder)  # before the work, not after it
   cases, facts, lost, reading = choose_cases(students, root, split, choice, terminal)
   held_out = split == "holdout"
-  found = find_training_subjects(
-    predictor, cases, terminal, choice.name_mapping, and_validation=held_out
-  )
+  known = find_known_subjects(predictor, cases, terminal, choice.name_mapping)
+  found = known.validated | known.trained if held_out else known.trained
   if found and not choice.exclude_training_subjects:
-    known = "trained or validated on" if held_out else "trained on"
-    raise subjects_lib.refuse(found, len(cases), known)
+    of = "trained or validated on" if held_out else "trained on"
+    own = split == "val" and choice.data_root is None
+    remedy = _of_a_parted_patient(students[0]) if own else subjects_lib.LEFT_OUT
+    raise subjects_lib.refuse(found, len(cases), of, remedy)
   cases = [case for case in cases if case.name not in found]
   if not cases:
     raise UserError("no case is left to score: all of them are training subjects")
@@ -95,7 +96,7 @@ def evaluate(
     data={"root": str(root), "split": split, **facts, **data_facts(cases, results, reading)},
     failed=results.failed,
     excluded=found,
-    notes=_notes(predictor, cases) + reading.notes(results.scores),
+    notes=_notes(predictor, cases, known.validated) + reading.notes(results.scores),
     prediction=predictor.describe(),
     certainty=certainty.summarise(results.certainty, predictor.calibration, results.scores),
   )
@@ -139,52 +140,93 @@ def _unlabelled(case: Case) -> CaseError:
   return CaseError(case.name, case.folder, "no label map", remedy)
 
 
-def find_training_subjects(
+class Known(NamedTuple):
+  """Cases that students have used, each with how that shows.
+
+  Attributes:
+    trained, validated: case -> reason, see subjects.find_known.
+  """
+
+  trained: dict[str, str]
+  validated: dict[str, str]
+
+
+def find_known_subjects(
   predictor: Predictor,
   cases: Sequence[Case],
   terminal: Terminal,
   name_mapping: Path | None = None,
-  *,
-  and_validation: bool = False,
-) -> dict[str, str]:
-  """Cases that a student was trained on (or validated on, if asked for) -> how that shows.
+) -> Known:
+  """Cases that a student was trained or validated on, by id, name mapping or image content.
 
-  They are known by id, name mapping or image content.
+  Raises:
+    UserError: a name mapping that is none.
   """
-  known = [subject for student in predictor.students for subject in student.train]
-  if and_validation:
-    known += [subject for student in predictor.students for subject in student.val]
-  if not known:
-    terminal.line("warning: the student's training subjects are not known; no case can be refused")
-    return {}
+  students = predictor.students
+  if unknown := _unknown(students):
+    terminal.line(unknown[0])
+  train = [subject for student in students for subject in student.train]
+  val = [subject for student in students for subject in student.val]
+  if not train and not val:
+    return Known({}, {})
   mapping = read_name_mapping(name_mapping) if name_mapping else ()
   progress = terminal.progress("looking for training subjects")
 
   def subject(case: Case) -> subjects_lib.Subject:
-    volumes: dict[str, nifti.Volume] = {}
-    for modality in predictor.modalities:
+    """With all images that are there: what the student does not read tells who it is as well."""
+    hashes: dict[str, str] = {}
+    own = predictor.modalities
+    for modality in (*own, *(m for m in case.images if m not in own)):
       try:
-        volumes[modality] = nifti.read(case.images[modality])
-      except (KeyError, ValueError):  # missing or unreadable: prediction reports it
+        volume = nifti.read(case.images[modality])
+      except (KeyError, ValueError):  # missing or unreadable: if it is needed, prediction says so
         continue
-    return subjects_lib.subject_of(case, volumes)
+      hashes |= subjects_lib.content_hashes({modality: volume})
+    return replace(subjects_lib.subject_of(case, {}), images=hashes)
 
-  own, found = processes.share(cases), {}
+  share, found = processes.share(cases), {}
   with futures.ThreadPoolExecutor(_CONTENT_THREADS) as pool:
-    for done, result in enumerate(pool.map(subject, own), 1):
+    for done, result in enumerate(pool.map(subject, share), 1):
       found[result.name] = asdict(result)
-      progress(done, len(own), result.name)
+      progress(done, len(share), result.name)
   everyone = processes.union(found)
   ordered = [subjects_lib.Subject(**everyone[case.name]) for case in cases]
-  return subjects_lib.find_known(ordered, known, mapping)
+  return Known(
+    subjects_lib.find_known(ordered, train, mapping), subjects_lib.find_known(ordered, val, mapping)
+  )
 
 
 # --- Pieces -----------------------------------------------------------------------------------
 
 
-def _notes(predictor: Predictor, cases: Sequence[Case]) -> list[str]:
-  """Sentences that belong to the numbers."""
-  notes, students = [], predictor.students
+def _of_a_parted_patient(student: Student) -> str:
+  """What to do about training subjects among a run's own validation cases.
+
+  The run may be a fold of a cross-validation, which has no flag that leaves cases out.
+  """
+  return (
+    "The split has parted scans of one patient: take one of them out of the data folder, or say "
+    "whose they are (data.patients, a CSV file with the columns case and patient), and train anew "
+    f"with another --workdir. {commands.named('evaluate')} --checkpoint={student.source} "
+    "--exclude_training_subjects scores this run on the others"
+  )
+
+
+def _unknown(students: Sequence[Student]) -> list[str]:
+  """A sentence on the students whose training subjects are not known, if there are any."""
+  names = [student.source for student in students if not student.train]
+  if not names:
+    return []
+  return [
+    f"warning: the training subjects of {some(names)} are not known, so none can be refused; if "
+    "some are among these cases, their scores say nothing about new patients"
+  ]
+
+
+def _notes(predictor: Predictor, cases: Sequence[Case], validated: Mapping[str, str]) -> list[str]:
+  """Sentences that belong to the numbers; validated: cases that students were chosen by."""
+  students = predictor.students
+  notes = _unknown(students)
   trained = [subject for student in students for subject in student.train]
   likely = [
     subjects_lib.Subject(case.name, before, "", {})
@@ -200,9 +242,7 @@ def _notes(predictor: Predictor, cases: Sequence[Case]) -> list[str]:
   chosen = "the checkpoint was"
   if any(_sizes_chosen(student, predictor.settings) for student in students):
     chosen = "the checkpoint and the minimum sizes of postprocessing were"
-  chosen_by = [subject for student in students for subject in student.val]
-  here = [subjects_lib.Subject(case.name, case.patient, "", {}) for case in cases]
-  if count := len(subjects_lib.find_known(here, chosen_by)):
+  if count := sum(case.name in validated for case in cases):
     notes.append(
       f"{chosen} chosen by scores on validation cases; {count} of these {len(cases)} cases were "
       "among them, so their scores are slightly optimistic"

@@ -1,6 +1,7 @@
 """The files of a work directory and of an evaluation's folder: every name once."""
 
 import os
+import re
 from pathlib import Path
 
 from kd_jax.data.subjects import SUBJECTS_FILE
@@ -28,6 +29,15 @@ REPORT_FILE = "report.html"
 def default_workdir(name: str, fold: int) -> Path:
   """Where a run lies if nobody says where."""
   return Path(f"runs/{name}-fold{fold}")
+
+
+def fold_runs(path: Path, file: str) -> dict[int, Path]:
+  """Fold -> its run, in a cross-validation's folder: those that have a file of that name.
+
+  Other names, such as that of a copy fold0_old, are none of its folds.
+  """
+  runs = (p.parent for p in path.glob(f"fold*/{file}") if re.fullmatch("fold[0-9]+", p.parent.name))
+  return dict(sorted((int(run.name.removeprefix("fold")), run) for run in runs))
 
 
 def is_run(path: Path) -> bool:

@@ -2,11 +2,12 @@
 Face Hub), to several of them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kd_jax.data import folds
 from kd_jax.data.subjects import read_subjects
 from kd_jax.prediction import student_directory
 from kd_jax.prediction.calibration import Calibration
@@ -14,7 +15,14 @@ from kd_jax.prediction.quality import Volumes
 from kd_jax.prediction.student import Architecture, Preparation, Student
 from kd_jax.prediction.student_directory import MODEL_FILE, WEIGHTS_FILE
 from kd_jax.runs import hub, own_scores
-from kd_jax.runs.layout import CHECKPOINTS, CONFIG_FILE, SUBJECTS_FILE, is_run
+from kd_jax.runs.layout import (
+  CHECKPOINTS,
+  CONFIG_FILE,
+  FOLDS_FILE,
+  SUBJECTS_FILE,
+  fold_runs,
+  is_run,
+)
 from kd_jax.runtime.errors import ConfigError, UserError
 from kd_jax.runtime.files import at_home
 from kd_jax.settings import record, schema
@@ -28,16 +36,19 @@ _THRESHOLDS = {
 }
 
 
-def open_students(paths: str | Sequence[str]) -> list[Student]:
+def open_students(
+  paths: str | Sequence[str], tell: Callable[[str], None] = lambda line: None
+) -> list[Student]:
   """Runs, exported students or cross-validations -> students that go together.
 
   Args:
     paths: each is one path, or several with commas; one that exists as it is given is one. In
       place of a path, hf://OWNER/NAME@REVISION.
+    tell: called with a line for each cross-validation that lacks folds.
 
   Raises:
     UserError: a path that holds no student, or students that read different inputs.
-    ConfigError: commas that can be read in two ways.
+    ConfigError: commas that can be read in two ways, or a student that is named twice.
   """
   given = [paths] if isinstance(paths, str) else paths
   folders: list[Path] = []
@@ -47,7 +58,7 @@ def open_students(paths: str | Sequence[str]) -> list[Student]:
       copy = hub.fetch(path)
       path, fetched[copy.folder] = copy
     folders.append(path)
-  members = [folder for path in folders for folder in _members(path)]
+  members = [folder for path in folders for folder in _members(path, tell)]
   places = [os.path.realpath(folder) for folder in members]
   for folder, place in zip(members, places, strict=True):
     if places.count(place) > 1:  # it would have two votes in the average
@@ -66,7 +77,22 @@ def open_students(paths: str | Sequence[str]) -> list[Student]:
         f"{first.source} and {other.source} cannot be averaged: they read "
         f"{_input_of(first)} and {_input_of(other)}"
       )
+  if len(students) > 1:
+    _refuse_copies(students)
   return students
+
+
+def _refuse_copies(students: Sequence[Student]) -> None:
+  """ConfigError if two students are one: a run and its export, or copies of either."""
+  source_of: dict[str, str] = {}
+  for student in students:
+    digest = student.digest()
+    if digest in source_of:
+      raise ConfigError(
+        f"--checkpoint names one student twice: {source_of[digest]} and {student.source} have the "
+        "same weights, which would have two votes in the average; name one of them"
+      )
+    source_of[digest] = student.source
 
 
 def _separated(text: str) -> list[Path | str]:
@@ -157,10 +183,19 @@ def _noted(kind: Any, notes: Mapping[str, Any], name: str, workdir: Path) -> Any
     raise UserError(f"the notes of the best checkpoint in {workdir} are damaged: {e}") from e
 
 
-def _members(path: Path) -> list[Path]:
-  """The runs of a cross-validation's folder; any other path as it is."""
-  folds = sorted(path.glob(f"fold*/{CONFIG_FILE}"))
-  return [file.parent for file in folds] if folds and not is_run(path) else [path]
+def _members(path: Path, tell: Callable[[str], None]) -> list[Path]:
+  """The runs of a cross-validation's folder, telling if some are missing; any other path as is."""
+  runs = fold_runs(path, CONFIG_FILE)
+  if not runs or is_run(path):
+    return [path]
+  kept = next((run / FOLDS_FILE for run in runs.values() if (run / FOLDS_FILE).is_file()), None)
+  count = folds.count(folds.read(kept)) if kept else 0
+  if missing := sorted(set(range(count)) - set(runs)):
+    tell(
+      f"warning: {path} has {len(runs)} of {count} folds: {', '.join(f'fold{k}' for k in runs)}; "
+      f"without {', '.join(f'fold{k}' for k in missing)} it is no finished cross-validation"
+    )
+  return list(runs.values())
 
 
 def _input_of(student: Student) -> str:

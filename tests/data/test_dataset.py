@@ -133,6 +133,47 @@ def test_prepare_checks_a_file_of_folds_before_its_work(settings, tmp_path):
   assert not (tmp_path / "cache").exists()
 
 
+@pytest.fixture
+def twice(tmp_path):
+  """Of four cases, two of which are one scan under the names of two patients."""
+  for name, seed in (("A_0001", 1), ("B_0001", 1), ("C", 2), ("D", 3)):
+    make_case(tmp_path / "data" / name, seed=seed, affine=LARGE)
+  return DataSettings(
+    str(tmp_path / "data"), cache=str(tmp_path / "cache"), spacing=3.0, prepare_workers=1
+  )
+
+
+def opened(settings):
+  told = []
+  dataset.open_dataset(
+    settings, MODALITIES, dataset.choose(settings, None, quiet), quiet, told.append
+  )
+  return told
+
+
+def test_one_scan_in_training_and_validation_is_refused_before_training(twice, tmp_path):
+  parted = given(twice, tmp_path, {"train": ["A_0001", "C"], "val": ["B_0001", "D"]})
+  message = (
+    r"training and validation share images: A_0001 and B_0001 \(flair\)(.|\n)*data\.patients"
+  )
+  with pytest.raises(UserError, match=message):
+    opened(parted)
+  with pytest.raises(UserError, match=message):
+    dataset.report(parted, MODALITIES, quiet, lambda line: None)
+  (tmp_path / "p.csv").write_text("case,patient\nA_0001,A\nB_0001,A\nC,C\nD,D\n")
+  told = opened(dataclasses.replace(twice, folds=2, patients=str(tmp_path / "p.csv")))
+  assert not any("same image" in line for line in told)  # the remedy is one
+
+
+def test_one_scan_under_two_names_on_one_side_is_told(twice, tmp_path):
+  together = given(twice, tmp_path, {"train": ["A_0001", "B_0001"], "val": ["C", "D"]})
+  prepared: list[str] = []
+  dataset.report(twice, MODALITIES, quiet, prepared.append)  # which knows of no split
+  for told in (opened(together), prepared):
+    (line,) = (line for line in told if "A_0001 and B_0001" in line)
+    assert line.startswith("warning: 1 pairs of cases have the same image")
+
+
 def test_sequences_that_no_case_has_are_named_with_recipes_that_read_less(tmp_path):
   for i in range(2):
     folder = make_case(tmp_path / "data" / f"P{i}", seed=i)

@@ -119,6 +119,50 @@ def test_training_subjects_are_known_by_their_images(place, terminal, tmp_path):
     evaluate(predictor(place / "fold0"), Choice(data_root=tmp_path / "year"), None, terminal)
 
 
+def test_training_subjects_are_known_by_sequences_that_the_student_does_not_read(
+  place, terminal, tmp_path
+):
+  """One voxel of t1ce is another, the files beside it are the same."""
+  renamed_copy(place, rows_of_fold(place, 1)[0], tmp_path / "year" / "Other_001")
+  t1ce = tmp_path / "year" / "Other_001" / "Other_001_t1ce.nii.gz"
+  voxels = np.asarray(nib.load(t1ce).dataobj).copy()
+  voxels[8, 8, 8] += 1
+  write(t1ce, voxels, LARGE)
+  with pytest.raises(UserError, match=r"Other_001: the same (flair|t1|t2) image"):
+    evaluate(predictor(place / "fold0"), Choice(data_root=tmp_path / "year"), None, terminal)
+
+
+@pytest.mark.parametrize("by", ["images", "a name mapping"])
+def test_validation_cases_under_another_name_are_told(place, terminal, tmp_path, by):
+  own = rows_of_fold(place, 0)[0]
+  mapping = None
+  if by == "images":
+    renamed_copy(place, own, tmp_path / "year" / "Other_001")
+  else:
+    make_case(tmp_path / "year" / "Other_001", seed=77, affine=LARGE)
+    mapping = tmp_path / "name_mapping.csv"
+    mapping.write_text(f"BraTS_2020_subject_ID,BraTS_2030_subject_ID\n{own},Other_001\n")
+  choice = Choice(data_root=tmp_path / "year", name_mapping=mapping)
+  summary = evaluate(predictor(place / "fold0"), choice, tmp_path / "out", terminal)
+  assert any("1 of these 1 cases were among them" in note for note in summary["notes"])
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside one that says"])
+def test_a_student_whose_training_subjects_are_not_known_is_named(
+  place, terminal, tmp_path, beside
+):
+  """As imported ones are; another student's subjects are no answer for it."""
+  silent = dataclasses.replace(
+    open_student(place / "fold1"), source="imported", train=[], val=[], settings={}
+  )
+  students = [open_student(place / "fold0")] * beside + [silent]
+  choice = Choice(data_root=place / "other")
+  summary = evaluate(Predictor(students), choice, tmp_path / "out", terminal)
+  said = "warning: the training subjects of imported are not known"
+  assert any(note.startswith(said) for note in summary["notes"])
+  assert said in terminal.console.file.getvalue()
+
+
 def test_what_names_leave_open_is_told(place, terminal, tmp_path):
   for case in ("Other_001", "Other_002"):
     make_case(tmp_path / "other" / case, seed=77, affine=LARGE)
@@ -245,6 +289,21 @@ def test_edited_folds_are_noticed(place, terminal, tmp_path):
     evaluate(predictor(run), Choice(), None, terminal)
 
 
+def test_a_split_that_parts_a_patient_is_refused_with_a_remedy_for_every_mode(
+  place, terminal, tmp_path
+):
+  """Under two names. Cross-validation, which scores its folds so, has no flag to leave them out."""
+  data = shutil.copytree(place / "data", tmp_path / "data")
+  renamed_copy(place, "case0", data / "Other_001")
+  parted = {"train": ["case0", "case1"], "val": ["Other_001", "case2"]}
+  run = make_run(tmp_path / "run", data, given=parted)
+  with pytest.raises(UserError, match=r"REFUSED: 1 of 2(.|\n)*data\.patients") as error:
+    evaluate(predictor(run), Choice(), None, terminal)
+  assert f"--mode=evaluate --checkpoint={run} --exclude_training_subjects" in str(error.value)
+  evaluate(predictor(run), Choice(exclude_training_subjects=True), None, terminal)
+  assert list(rows(run / "evaluation" / "val")) == ["case2"]
+
+
 # --- Hold-outs --------------------------------------------------------------------------------
 
 FOLDS = {"folds": [["case0", "case1"], ["case2", "case3"]]}  # of six cases
@@ -282,7 +341,7 @@ def test_a_holdout_is_what_no_student_has_used(place, terminal, tmp_path):
   """Two runs with lists of their own."""
   make_run(tmp_path / "a", place / "data", given={"train": ["case0"], "val": ["case1"]})
   lists = {"train": ["case2"], "val": ["case3"], "test": ["case0", "case5"]}
-  make_run(tmp_path / "b", place / "data", given=lists)
+  make_run(tmp_path / "b", place / "data", seed=1, given=lists)
   evaluate(predictor(tmp_path / "b"), Choice(split="holdout"), tmp_path / "one", terminal)
   assert sorted(rows(tmp_path / "one")) == ["case0", "case1", "case4", "case5"]
   both = predictor(tmp_path / "a", tmp_path / "b")

@@ -57,7 +57,7 @@ def make_run(
   cases = {case.name: case for case in find_cases(root)}
   kept = given or folds_lib.make_folds(list(cases.values()), folds)
   write_text(workdir / FOLDS_FILE, json.dumps(kept))
-  images = {n: {"t1ce": nifti.read(case.images["t1ce"])} for n, case in cases.items()}
+  images = {n: {m: nifti.read(x) for m, x in case.images.items()} for n, case in cases.items()}
   sides = folds_lib.split(kept, fold)
   subjects = ([subject_of(cases[name], images[name]) for name in side] for side in sides)
   write_subjects(workdir / SUBJECTS_FILE, *subjects)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import sys
 import types
 import zlib
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from runs import make_data, make_run
 from students import make_student
 
 from kd_jax.prediction import import_torch
@@ -197,6 +199,31 @@ def test_students_that_read_different_inputs_are_not_averaged(tmp_path):
   export(make_student(2, spacing=2.0), tmp_path / "c")
   with pytest.raises(UserError, match="cannot be averaged"):
     open_students(f"{tmp_path / 'a'},{tmp_path / 'c'}")
+
+
+def test_a_student_has_one_vote(tmp_path):
+  """A run and its export, or a copy: other places, the same weights."""
+  export(make_student(0), tmp_path / "a")
+  export(make_student(1), tmp_path / "b")
+  shutil.copytree(tmp_path / "a", tmp_path / "copy")
+  with pytest.raises(ConfigError, match=r"one student twice: \S*/a and \S*/copy have the same"):
+    open_students([str(tmp_path / name) for name in ("a", "b", "copy")])
+
+
+def test_a_cross_validation_s_folds_are_taken_and_no_other_folder(tmp_path):
+  root, cv, told = make_data(tmp_path / "data"), tmp_path / "cv", []
+  for fold in (2, 0):
+    make_run(cv / f"fold{fold}", root, fold, seed=fold, folds=3)
+  shutil.copytree(cv / "fold0", cv / "fold0_old")
+  students = open_students(str(cv), told.append)
+  assert [Path(student.source).name for student in students] == ["fold0", "fold2"]
+  (line,) = told
+  assert line == (
+    f"warning: {cv} has 2 of 3 folds: fold0, fold2; without fold1 it is no finished "
+    "cross-validation"
+  )
+  make_run(cv / "fold1", root, 1, seed=1, folds=3)
+  assert len(open_students(str(cv), told.append)) == 3 and len(told) == 1
 
 
 # --- PyTorch ----------------------------------------------------------------------------------
