@@ -21,7 +21,7 @@ def inference(turns: Turns, small: bool) -> None:
   architecture = Architecture((inputs.MODALITY,), sizes["filters"], "channel")
   preparation = Preparation("brain", "zscore", sizes["spacing"], (sizes["patch"],) * 3)
   students = inputs.students(max(networks), architecture, preparation)
-  modes, mirror = ("whole", "sliding"), (False, True)
+  modes, mirror = ("whole", "sliding"), (False,) if small else (False, True)
   setups = {predicting.Setup(1, *how) for how in itertools.product(modes, mirror)}
   setups |= {predicting.Setup(n, "whole", False) for n in networks}
   with tempfile.TemporaryDirectory(prefix="kd_jax-inference-") as folder:

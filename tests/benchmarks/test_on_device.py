@@ -146,22 +146,44 @@ def test_sections_are_chosen_by_their_beginnings():
     on_device.chosen(["nothing"])
 
 
-def test_a_small_run(tmp_path):
-  """The real sections that are cheapest: what they find is in the record, in the list's order."""
-  path = tmp_path / "record.json"
-  command = [sys.executable, ROOT / "benchmarks" / "on_device.py", "--small", "--minutes=5"]
-  command += ["--ahead=1", f"--json={path}", "--only", "facts", "readers", "step student_only"]
-  env = os.environ | {"XLA_FLAGS": FLAGS}
-  done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+def small_run(folder, *flags):
+  """The record of a run of tiny networks, its sections by name, and what it printed."""
+  path = folder / "record.json"
+  command = [sys.executable, ROOT / "benchmarks" / "on_device.py", "--small", f"--json={path}"]
+  done = subprocess.run(
+    [*command, *flags],
+    cwd=folder,
+    env=os.environ | {"XLA_FLAGS": FLAGS},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stdout + done.stderr
   record = json.loads(path.read_text())
-  assert record["machine"]["jax"] and record["settings"]["small"]
   found = {one["section"]: one for one in record["sections"]}
   assert list(found) == [name for name in JOBS if name in found]
+  return record, found, done.stdout
+
+
+def test_a_small_run(tmp_path):
+  """Two real sections: what they find is in the record."""
+  only = ("--only", "facts", "step student_only", "--minutes=5", "--ahead=1")
+  record, found, printed = small_run(tmp_path, *only)
+  assert record["machine"]["jax"] and record["settings"]["small"]
+  assert len(record["machine"]["source"]) == 64
   assert {one["status"] for one in found.values()} == {"done"}, found
   step = found["step student_only"]["rows"][-1]
   assert step["milliseconds"]["median"] > 0 and step["flops_per_second"] > 0
+  assert step["text"] in printed
+
+
+@pytest.mark.slow
+def test_every_section_runs(tmp_path):
+  _, found, _ = small_run(tmp_path, "--minutes=30")
+  assert list(found) == list(JOBS)
+  bad = {name: one for name, one in found.items() if one["status"] != "done"}
+  assert all(one["why"] == "PyTorch is not installed" for one in bad.values()), bad
   readers = found["readers"]["rows"]
   assert [row["workers"] for row in readers] == [1, 2]
   assert all(row["share_of_bare_step"] > 0 for row in readers)
-  assert readers[0]["text"] in done.stdout
+  assert all("milliseconds" in found[name]["rows"][-1] for name in JOBS if name.startswith("step"))

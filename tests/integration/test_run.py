@@ -237,10 +237,10 @@ def test_a_signal_to_the_whole_group_stops_a_run_with_readers_as_one_without(pla
 
 
 def test_a_non_finite_loss_stops_the_run_and_names_the_term(place, finished):
-  """A cache that has gone bad under a run; the program is the finished run's, compiled already."""
+  """A cache that has gone bad under a run."""
   cache, workdir = place.folder / "bad_cache", place.folder / "diverged"
   shutil.copytree(place.folder / "cache", cache)
-  settings = {"data__cache": cache, "train__log_every": 50}
+  settings = {"variant": "student_only", "data__cache": cache, "train__log_every": 50}
   process = place.start("diverged", **settings)
   wait_for_checkpoint(process, workdir, 3)
   process.kill()
