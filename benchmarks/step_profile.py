@@ -25,7 +25,6 @@ import jax
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common, timing, train_step
-from kd_jax.runtime import compiler_options
 from kd_jax.runtime.terminal import table
 from kd_jax.training.mesh import make_mesh
 
@@ -45,8 +44,7 @@ def main() -> None:
   mesh = make_mesh(1, 1)
   lowered, new_state = train_step.lower_step(settings, mesh)
   common.tell("compiling")
-  options = compiler_options.choose(compiler_options.AUTO, dtype).options  # as in a run
-  compiled = lowered.compile(compiler_options=dict(options))
+  compiled = train_step.compile_as_a_run(lowered, settings)
   state, batch, key = train_step.first_inputs(settings, mesh, new_state)
 
   def steps(count: int) -> tuple[float, float]:

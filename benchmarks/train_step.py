@@ -193,6 +193,12 @@ def lower_step(
   return step_lib.compile_step(step, mesh).lower(jax.eval_shape(new_state), batch, key), new_state
 
 
+def compile_as_a_run(lowered: jax.stages.Lowered, settings: Settings) -> jax.stages.Compiled:
+  """A step of `lower_step`, with the options that XLA is given by default."""
+  options = compiler_options.choose(compiler_options.AUTO, settings.model.dtype).options
+  return lowered.compile(compiler_options=dict(options))
+
+
 def random_batch(settings: Settings) -> dict[str, np.ndarray]:
   """Noise and random classes: a step's time does not depend on the numbers."""
   rng, sides = np.random.default_rng(0), (settings.data.batch, *settings.data.patch)
@@ -215,8 +221,7 @@ def jax_program(settings: Settings) -> Program:
   mesh = make_mesh(1, 1)
   began = time.perf_counter()
   lowered, new_state = lower_step(settings, mesh)
-  options = compiler_options.choose("auto", settings.model.dtype).options  # as in a run
-  compiled = lowered.compile(compiler_options=dict(options))
+  compiled = compile_as_a_run(lowered, settings)
   seconds = time.perf_counter() - began
   held: dict[str, Any] = {}
 

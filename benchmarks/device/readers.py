@@ -14,7 +14,6 @@ from benchmarks import common, input_pipeline, train_step
 from benchmarks.device import steps
 from benchmarks.device.turns import Turns
 from kd_jax.data import pipeline
-from kd_jax.runtime import compiler_options
 from kd_jax.training import step as step_lib
 from kd_jax.training.mesh import make_mesh
 
@@ -32,8 +31,7 @@ def readers(turns: Turns, small: bool) -> None:
   """
   run, mesh = steps.settings("student_only", small, _BATCH), make_mesh(1, 1)
   lowered, new_state = train_step.lower_step(run, mesh)
-  options = compiler_options.choose(compiler_options.AUTO, run.model.dtype).options
-  compiled = lowered.compile(compiler_options=dict(options))
+  compiled = train_step.compile_as_a_run(lowered, run)
   state, batch, key = train_step.first_inputs(run, mesh, new_state)
 
   def steps_with(next_batch: Callable[[], Mapping[str, jax.Array]], count: int) -> dict[str, float]:
