@@ -30,6 +30,7 @@ class Recipe(NamedTuple):
 
 _OWN = {"model.teachers": {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)}}
 _ALL_CLASSES = {"loss.kd_targets": "classes", "loss.kd_regions": tuple(REGIONS)}
+_SLIM = {"model.teacher_width": 0.5}
 _STRONG = {"confidence.total": 2.0}
 _REGION_LOSSES = {
   "loss.targets": "regions",
@@ -40,6 +41,7 @@ RECIPES = {
   ALONE: Recipe("the student alone", ALONE),
   "best": Recipe("the default: teachers see T1ce too, and are distilled on WT"),
   "classes": Recipe("the default, distilled over all classes", "", _ALL_CLASSES),
+  "slim": Recipe("the default; its teachers have half of the channels", "", _SLIM),
   "strong": Recipe("the default with four times the weight of the teachers", "", _STRONG),
   "fused_teacher": Recipe(
     "the default; CDSFL's fused logits are a teacher, too, with the weight of all others",

@@ -21,7 +21,7 @@ from kd_jax.models.conv_choice import Convolutions
 from kd_jax.models.fusion import Fusion
 from kd_jax.models.interface import NetworkKind, Output, number
 from kd_jax.models.networks import NETWORKS
-from kd_jax.settings.model import FUSION_LEVELS, SAME, FusionLevel, ModelSettings
+from kd_jax.settings.model import FUSION_LEVELS, FusionLevel, ModelSettings
 from kd_jax.tasks.labels import CLASSES
 from kd_jax.tasks.names import MODALITIES
 
@@ -34,15 +34,15 @@ class Teachers(nnx.Module):
 
   def __init__(self, spec: ModelSettings, convolutions: Convolutions, rngs: Keys):
     own: dict[str, Any] = {"convolutions": convolutions, "rngs": rngs}
-    kind, side_heads = teacher_kind(spec), spec.teacher_side_heads
+    body = teacher_body(spec)
     self.networks = nnx.Dict(
       {
-        name: _network(kind, spec, modalities, side_heads=side_heads, **own)
+        name: _network(body, spec, modalities, side_heads=spec.teacher_side_heads, **own)
         for name, modalities in spec.teachers.items()
       }
     )
-    features = kind.features(spec.filters)
-    packs = lanes.packs(spec.filters, convolutions.platform)
+    features = body.kind.features(body.filters)
+    packs = lanes.packs(body.filters, convolutions.platform)
     self.fusion = nnx.Dict(
       {
         level: Fusion(
@@ -60,31 +60,38 @@ class Teachers(nnx.Module):
     )
 
 
+class Body(NamedTuple):
+  """What a network is but for its inputs and heads."""
+
+  kind: NetworkKind
+  filters: tuple[int, ...]
+
+
+def student_body(spec: ModelSettings) -> Body:
+  return Body(NETWORKS[spec.network], spec.filters)
+
+
+def teacher_body(spec: ModelSettings) -> Body:
+  return Body(NETWORKS[spec.teacher_kind], spec.teacher_filters)
+
+
 def _network(
-  kind: NetworkKind,
+  body: Body,
   spec: ModelSettings,
   modalities: Sequence[str],
   *,
   convolutions: Convolutions,
   **options: Any,
 ) -> nnx.Module:
-  return kind.build(
+  return body.kind.build(
     len(modalities),
     len(CLASSES),
-    spec.filters,
+    body.filters,
     attention=spec.attention,
     dtype=compute_dtype(spec, convolutions.platform),
     convolutions=convolutions,
     **options,
   )
-
-
-def student_kind(spec: ModelSettings) -> NetworkKind:
-  return NETWORKS[spec.network]
-
-
-def teacher_kind(spec: ModelSettings) -> NetworkKind:
-  return NETWORKS[spec.network if spec.teacher_network == SAME else spec.teacher_network]
 
 
 def compute_dtype(spec: ModelSettings, platform: str) -> jnp.dtype:
@@ -143,10 +150,10 @@ class Framework:
     teachers_key, student_key = jax.random.split(key)
     # The published student starts from Xavier normal, its teachers from PyTorch's default. It has
     # both side heads whatever the fusion levels, as the published network does.
-    kind = student_kind(self.spec)
-    side_heads = min(len(FUSION_LEVELS), len(kind.levels(self.spec.filters)))
+    body = student_body(self.spec)
+    side_heads = min(len(FUSION_LEVELS), len(body.kind.levels(body.filters)))
     student = _network(
-      kind,
+      body,
       self.spec,
       self.spec.student,
       rngs=Keys(student_key),
@@ -225,26 +232,27 @@ class Framework:
     Returns:
       (B, D, H, W, classes) logits.
     """
-    return self._predict(student_kind(self.spec), params, x)
+    return self._predict(student_body(self.spec), params, x)
 
   def teacher_network(self, params: Params, x: jax.Array) -> jax.Array:
     """The teachers' network, for prediction; arguments and result as of `network`."""
-    return self._predict(teacher_kind(self.spec), params, x)
+    return self._predict(teacher_body(self.spec), params, x)
 
   def network_of(self, name: str) -> Callable[[Params, jax.Array], jax.Array]:
-    """`network` or `teacher_network`, whichever is the kind of the one so named.
+    """`network` or `teacher_network`, whichever is the one so named.
 
-    Networks of one kind differ in their side heads alone, which prediction has no use for. All of
-    them get the same function, so that all with as many modalities share one compiled program.
+    Networks of one kind and width differ in their side heads alone, which prediction has no use
+    for. All of them get the same function, so that all with as many modalities share one compiled
+    program.
     """
-    alike = teacher_kind(self.spec) is student_kind(self.spec)
+    alike = teacher_body(self.spec) == student_body(self.spec)
     return self.network if alike or name == "student" else self.teacher_network
 
-  def _predict(self, kind: NetworkKind, params: Params, x: jax.Array) -> jax.Array:
+  def _predict(self, body: Body, params: Params, x: jax.Array) -> jax.Array:
     modalities = x.shape[-1] * ("",)
     abstract = nnx.eval_shape(
       lambda: _network(
-        kind,
+        body,
         self.spec,
         modalities,
         convolutions=self._convolutions,

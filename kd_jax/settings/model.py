@@ -18,9 +18,9 @@ Network = Literal["resunet", "resenc"]
 SAME: Final = "same"  # teachers of the student's kind of network
 Attention = Literal["channel", "cbam"]
 Modalities = Annotated[tuple[Modality, ...], Distinct("modality")]
+_CHANNELS = Range(4, 4096)
 Filters = Annotated[
-  tuple[Annotated[int, Range(4, 4096)], ...],
-  "channels at full, 1/2, 1/4, ... resolution, of all networks",
+  tuple[Annotated[int, _CHANNELS], ...], "channels at full, 1/2, 1/4, ... resolution"
 ]
 
 
@@ -87,6 +87,17 @@ def check_network(section: str, network: str, filters: Sequence[int], attention:
     )
 
 
+def check_width(network: str, filters: Sequence[int], width: float) -> None:
+  """ConfigError if teachers cannot have `width` times so many channels."""
+  n, _ = ACCEPTS[network].multiple_of
+  channels = [width * number for number in filters]
+  if min(channels) < _CHANNELS.low or any(number % n for number in channels):
+    raise ConfigError(
+      f"model.teacher_width = {width:g} with model.filters = {tuple(filters)}: teachers' channels "
+      f"must be {_CHANNELS.low} or more, and multiples of {n}"
+    )
+
+
 @dataclass(frozen=True)
 class ModelSettings:
   """Everything that fixes the networks' shapes."""
@@ -110,6 +121,9 @@ class ModelSettings:
     Literal["same", Network], Before("same"), "the teachers' network; `same` as the student's"
   ] = SAME
   filters: Filters = (32, 64, 128, 256)
+  teacher_width: Annotated[
+    float, Range(1 / 64, 8), Before(1.0), "the teachers' channels, as a multiple of `filters`"
+  ] = 1.0
   fusion_levels: Annotated[
     int, Range(0, len(FUSION_LEVELS)), "CDSFL at half, and quarter, resolution"
   ] = 1
@@ -139,6 +153,16 @@ class ModelSettings:
   def levels(self) -> tuple[FusionLevel, ...]:
     """The levels that have a fusion module."""
     return FUSION_LEVELS[: self.fusion_levels] if self.teachers else ()
+
+  @property
+  def teacher_kind(self) -> Network:
+    """The teachers' network, by its name."""
+    return self.network if self.teacher_network == SAME else self.teacher_network
+
+  @property
+  def teacher_filters(self) -> tuple[int, ...]:
+    """The teachers' channels by resolution."""
+    return tuple(round(channels * self.teacher_width) for channels in self.filters)
 
   @property
   def multiple(self) -> int:

@@ -16,10 +16,10 @@ from kd_jax.settings.method import ConfidenceSettings, LossSettings
 from kd_jax.settings.model import (
   FUSION_LEVELS,
   LEVELS,
-  SAME,
   ModelSettings,
   check_network,
   check_patch,
+  check_width,
 )
 from kd_jax.settings.schema import FREE
 from kd_jax.settings.training import OptimSettings, TrainSettings
@@ -110,8 +110,8 @@ def _check_cohorts(
 
 def _check_networks(model: ModelSettings, loss: LossSettings) -> None:
   check_network("model", model.network, model.filters, model.attention)
-  if model.teachers and model.teacher_network != SAME:
-    check_network("model", model.teacher_network, model.filters, model.attention)
+  if model.teachers:
+    _check_teachers(model, loss)
   levels = len(model.filters) - 2  # all but full resolution and the bottleneck
   Range(0, min(len(FUSION_LEVELS), levels)).check("model.fusion_levels", model.fusion_levels)
   Range(0, levels).check("model.teacher_side_heads", model.teacher_side_heads)
@@ -121,6 +121,16 @@ def _check_networks(model: ModelSettings, loss: LossSettings) -> None:
   weights = cast(Mapping[str, float], loss.deep_supervision)
   if deaf := [level for level in LEVELS[heads:] if weights.get(level)]:
     raise ConfigError(f"loss.deep_supervision.{deaf[0]}: no network has a head at {deaf[0]}")
+
+
+def _check_teachers(model: ModelSettings, loss: LossSettings) -> None:
+  check_network("model", model.teacher_kind, model.filters, model.attention)
+  check_width(model.teacher_kind, model.filters, model.teacher_width)
+  if loss.bottleneck and model.teacher_width != 1:
+    raise ConfigError(
+      "loss.bottleneck compares the channels of student and teacher one by one: it needs "
+      f"model.teacher_width = 1, not {model.teacher_width:g}"
+    )
 
 
 def _check_confidence(confidence: ConfidenceSettings, loss: LossSettings) -> None:

@@ -128,7 +128,7 @@ def step_bytes(
   """
   model, train, data = settings.model, settings.train, settings.data
   voxels = data.batch * math.prod(data.patch)
-  level = voxels / train.accumulate * model.filters[0] * itemsize
+  level = voxels / train.accumulate * max(model.filters[0], model.teacher_filters[0]) * itemsize
   logits = voxels * len(CLASSES) * 4 * (1 + model.cohorts * len(model.teachers))
   margin = _MARGINS[remat]
   activations = kept(remat) + margin.maps * level + margin.logits * logits

@@ -152,6 +152,25 @@ def test_fusion_knows_its_features_channels_from_the_teachers_network(monkeypatc
   }
 
 
+@pytest.mark.parametrize("width", [0.5, 2.0])
+def test_teachers_may_be_narrower_or_wider_than_their_student(width):
+  """All of them, in what is fused and in prediction; the student is as it was."""
+  spec = ModelSettings(filters=(8, 16, 24, 32), fusion_levels=2)
+  framework = Framework(replace(spec, teacher_width=width))
+  params = jax.eval_shape(framework.init, KEY)
+  out = jax.eval_shape(framework, params, jax.ShapeDtypeStruct((1, 4, 16, 16, 8), "f4"))
+  for name, own in {"student": out.student, **out.teachers}.items():
+    times = 1 if name == "student" else width
+    channels = {level: x.shape[-1] for level, x in own.features.items()}
+    assert channels == {"level1": 16 * times, "level2": 24 * times, "bottleneck": 32 * times}
+    weights, modalities = framework.networks(params)[name]
+    x = jax.ShapeDtypeStruct((1, 16, 16, 8, len(modalities)), "f4")
+    assert jax.eval_shape(framework.network_of(name), weights, x).shape == (1, 16, 16, 8, 4)
+  assert out.fused["level2"].shape == (1, 4, 4, 2, 4)
+  usual = jax.eval_shape(Framework(spec).init, KEY)
+  assert jax.tree.map(jnp.shape, usual["student"]) == jax.tree.map(jnp.shape, params["student"])
+
+
 def test_networks_of_one_kind_share_a_function_and_others_do_not():
   names = ("student", "flair", "t2")
   alike = Framework(replace(MIXED, teacher_network="resenc"))

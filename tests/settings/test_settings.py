@@ -165,6 +165,9 @@ def test_unknown_and_contradicting_presets():
     ("inference.min_component_mm3", -2.0, "min_component_mm3"),
     ("model.network", "unet", "resenc"),
     ("model.teacher_network", "unet", "same, resunet"),
+    ("model.teacher_width", 0.0, "model.teacher_width"),
+    ("model.teacher_width", 0.05, "teachers' channels must be 4 or more"),
+    ("model.teacher_width", 0.7, "multiples of 4"),
     ("model.filters", (8, 16, 32), "expected 4 values for the network resunet"),
     ("model", {"network": "resenc", "attention": "cbam"}, "resenc has no such gates"),
     ("model", {"teacher_network": "resenc", "attention": "cbam"}, "resenc has no such gates"),
@@ -226,12 +229,21 @@ def test_teachers_with_more_side_heads_have_a_weight_for_each():
   assert settings.loss.deep_supervision["level3"] == 0.1
 
 
+def test_narrow_teachers_are_not_compared_channel_by_channel():
+  narrow = {"model.teacher_width": 0.5}
+  assert presets.settings("brats21", narrow).model.teacher_filters == (16, 32, 64, 128)
+  with pytest.raises(ConfigError, match=r"loss\.bottleneck .* model\.teacher_width = 1, not 0\.5"):
+    presets.settings("brats21:kd_net", narrow)
+
+
 def test_runs_of_before_there_was_a_choice_of_networks_are_read(tmp_path):
   raw = plain("brats21")
-  del raw["model"]["network"], raw["model"]["teacher_network"]
+  for name in ("network", "teacher_network", "teacher_width"):
+    del raw["model"][name]
   (tmp_path / "config.json").write_text(json.dumps(raw))
   model = record.read(tmp_path / "config.json").model
   assert (model.network, model.teacher_network) == ("resunet", "same")
+  assert model.teacher_filters == model.filters
 
 
 def test_a_missing_setting_has_its_default_and_an_unknown_one_is_named():
