@@ -1,5 +1,6 @@
 """Settings of the networks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, NamedTuple, get_args
@@ -18,9 +19,9 @@ Network = Literal["resunet", "resenc"]
 SAME: Final = "same"  # teachers of the student's kind of network
 Attention = Literal["channel", "cbam"]
 Modalities = Annotated[tuple[Modality, ...], Distinct("modality")]
-_CHANNELS = Range(4, 4096)
+_FEWEST = 4  # channels
 Filters = Annotated[
-  tuple[Annotated[int, _CHANNELS], ...], "channels at full, 1/2, 1/4, ... resolution"
+  tuple[Annotated[int, Range(_FEWEST, 4096)], ...], "channels at full, 1/2, 1/4, ... resolution"
 ]
 
 
@@ -87,17 +88,6 @@ def check_network(section: str, network: str, filters: Sequence[int], attention:
     )
 
 
-def check_width(network: str, filters: Sequence[int], width: float) -> None:
-  """ConfigError if teachers cannot have `width` times so many channels."""
-  n, _ = ACCEPTS[network].multiple_of
-  channels = [width * number for number in filters]
-  if min(channels) < _CHANNELS.low or any(number % n for number in channels):
-    raise ConfigError(
-      f"model.teacher_width = {width:g} with model.filters = {tuple(filters)}: teachers' channels "
-      f"must be {_CHANNELS.low} or more, and multiples of {n}"
-    )
-
-
 @dataclass(frozen=True)
 class ModelSettings:
   """Everything that fixes the networks' shapes."""
@@ -122,7 +112,10 @@ class ModelSettings:
   ] = SAME
   filters: Filters = (32, 64, 128, 256)
   teacher_width: Annotated[
-    float, Range(1 / 64, 8), Before(1.0), "the teachers' channels, as a multiple of `filters`"
+    float,
+    Range(1 / 64, 8),
+    Before(1.0),
+    "the teachers' channels: so many times `filters`, rounded up to what a network can have",
   ] = 1.0
   fusion_levels: Annotated[
     int, Range(0, len(FUSION_LEVELS)), "CDSFL at half, and quarter, resolution"
@@ -162,7 +155,9 @@ class ModelSettings:
   @property
   def teacher_filters(self) -> tuple[int, ...]:
     """The teachers' channels by resolution."""
-    return tuple(round(channels * self.teacher_width) for channels in self.filters)
+    n, _ = ACCEPTS[self.teacher_kind].multiple_of
+    channels = (n * math.ceil(number * self.teacher_width / n) for number in self.filters)
+    return tuple(max(number, _FEWEST) for number in channels)
 
   @property
   def multiple(self) -> int:

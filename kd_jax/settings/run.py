@@ -19,7 +19,6 @@ from kd_jax.settings.model import (
   ModelSettings,
   check_network,
   check_patch,
-  check_width,
 )
 from kd_jax.settings.schema import FREE
 from kd_jax.settings.training import OptimSettings, TrainSettings
@@ -125,8 +124,7 @@ def _check_networks(model: ModelSettings, loss: LossSettings) -> None:
 
 def _check_teachers(model: ModelSettings, loss: LossSettings) -> None:
   check_network("model", model.teacher_kind, model.filters, model.attention)
-  check_width(model.teacher_kind, model.filters, model.teacher_width)
-  if loss.bottleneck and model.teacher_width != 1:
+  if loss.bottleneck and model.teacher_filters[-1] != model.filters[-1]:
     raise ConfigError(
       "loss.bottleneck compares the channels of student and teacher one by one: it needs "
       f"model.teacher_width = 1, not {model.teacher_width:g}"

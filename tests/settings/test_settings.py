@@ -166,8 +166,6 @@ def test_unknown_and_contradicting_presets():
     ("model.network", "unet", "resenc"),
     ("model.teacher_network", "unet", "same, resunet"),
     ("model.teacher_width", 0.0, "model.teacher_width"),
-    ("model.teacher_width", 0.05, "teachers' channels must be 4 or more"),
-    ("model.teacher_width", 0.7, "multiples of 4"),
     ("model.filters", (8, 16, 32), "expected 4 values for the network resunet"),
     ("model", {"network": "resenc", "attention": "cbam"}, "resenc has no such gates"),
     ("model", {"teacher_network": "resenc", "attention": "cbam"}, "resenc has no such gates"),
@@ -229,9 +227,25 @@ def test_teachers_with_more_side_heads_have_a_weight_for_each():
   assert settings.loss.deep_supervision["level3"] == 0.1
 
 
+@pytest.mark.parametrize(
+  "network, width, filters, wanted",
+  [
+    ("resunet", 0.5, (32, 64, 128, 256), (16, 32, 64, 128)),
+    ("resunet", 0.7, (4, 8, 16, 32), (4, 8, 12, 24)),  # group norm needs multiples of 4
+    ("resenc", 0.7, (4, 8, 16, 32), (4, 6, 12, 23)),
+    ("resunet", 1.0, (4, 4, 8, 8), (4, 4, 8, 8)),
+  ],
+)
+def test_teachers_channels_are_rounded_up_to_what_a_network_can_have(
+  network, width, filters, wanted
+):
+  own = {"network": network, "teacher_width": width, "filters": filters}
+  settings = presets.settings("brats21", {f"model.{name}": value for name, value in own.items()})
+  assert settings.model.teacher_filters == wanted
+
+
 def test_narrow_teachers_are_not_compared_channel_by_channel():
   narrow = {"model.teacher_width": 0.5}
-  assert presets.settings("brats21", narrow).model.teacher_filters == (16, 32, 64, 128)
   with pytest.raises(ConfigError, match=r"loss\.bottleneck .* model\.teacher_width = 1, not 0\.5"):
     presets.settings("brats21:kd_net", narrow)
 
