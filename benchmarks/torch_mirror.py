@@ -151,10 +151,11 @@ class Mirror(nn.Module):
     super().__init__()
     self.inputs = {name: _indices(modalities) for name, modalities in settings.teachers.items()}
     self.student_inputs = _indices(settings.student)
+    filters = settings.teacher_filters
     self.teachers = nn.ModuleDict(
-      {name: ResUNet(len(own), settings.filters, False) for name, own in self.inputs.items()}
+      {name: ResUNet(len(own), filters, False) for name, own in self.inputs.items()}
     )
-    channels = dict(zip(("level1", "level2"), settings.filters[1:3], strict=True))
+    channels = dict(zip(("level1", "level2"), filters[1:3], strict=True))
     self.fusion = nn.ModuleDict(
       {level: Fusion(len(self.inputs), channels[level]) for level in settings.levels}
     )
