@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
 
 _OWN = {"model.teachers": {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)}}
 _ALL_CLASSES = {"loss.kd_targets": "classes", "loss.kd_regions": tuple(REGIONS)}
-_SLIM = {"model.teacher_width": 0.5}
+_AS_WIDE = {"model.teacher_width": 1.0}
 _STRONG = {"confidence.total": 2.0}
 _REGION_LOSSES = {
   "loss.targets": "regions",
@@ -39,14 +39,16 @@ _REGION_LOSSES = {
 }
 RECIPES = {
   ALONE: Recipe("the student alone", ALONE),
-  "best": Recipe("the default: teachers see T1ce too, and are distilled on WT"),
+  "best": Recipe(
+    "the default: teachers of half the width that see T1ce too, and are distilled on WT"
+  ),
   "classes": Recipe("the default, distilled over all classes", "", _ALL_CLASSES),
-  "slim": Recipe("the default; its teachers have half of the channels", "", _SLIM),
-  "strong": Recipe("the default with four times the weight of the teachers", "", _STRONG),
+  "as_wide": Recipe("the default; its teachers have as many channels as the student", "", _AS_WIDE),
+  "strong": Recipe("as_wide with four times the weight of the teachers", "", _AS_WIDE | _STRONG),
   "fused_teacher": Recipe(
-    "the default; CDSFL's fused logits are a teacher, too, with the weight of all others",
+    "as_wide; CDSFL's fused logits are a teacher, too, with the weight of all others",
     "",
-    {"loss.fused_teacher": 0.5},
+    _AS_WIDE | {"loss.fused_teacher": 0.5},
   ),
   "best_detached": Recipe(
     "the default; its teachers do not learn from CDSFL", "", {"model.fusion_detached": True}

@@ -116,7 +116,7 @@ class ModelSettings:
     Range(1 / 64, 8),
     Before(1.0),
     "the teachers' channels: so many times `filters`, rounded up to what a network can have",
-  ] = 1.0
+  ] = 0.5
   fusion_levels: Annotated[
     int, Range(0, len(FUSION_LEVELS)), "CDSFL at half, and quarter, resolution"
   ] = 1

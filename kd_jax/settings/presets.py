@@ -68,11 +68,13 @@ DATASETS: dict[str, Overrides] = {
 
 # --- Variants -----------------------------------------------------------------------------------
 
+_AS_WIDE = {"model.teacher_width": 1.0}  # as the student
 _ALL_CLASSES = {"loss.kd_targets": "classes", "loss.kd_regions": tuple(REGIONS)}
 
 # docs/method.md, "Objective": the published terms, but Dice is the volume's and the KL a mean.
 _MTCM_KD = {
   "model.teachers": {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)},
+  "model.teacher_width": 1.0,
   "model.fusion_levels": 1,
   "model.attention": "channel",
   "model.fusion_activation": False,
@@ -167,7 +169,7 @@ def _plus_all(settings: Settings) -> Overrides:
 
 def _single(name: str, *modalities: str) -> Variant:
   words = "with a single teacher, that sees all four sequences" if name == "all" else f"from {name}"
-  return Variant(f"the baseline {words}", {"model.teachers": {name: modalities}})
+  return Variant(f"the baseline {words}", {"model.teachers": {name: modalities}, **_AS_WIDE})
 
 
 # In the order in which they apply, whatever order they are given in.
@@ -204,6 +206,7 @@ VARIANTS: dict[str, Variant] = {
     "in the style of KD-Net: soft labels and bottleneck of one teacher that sees all sequences",
     {
       "model.teachers": {"all": MODALITIES},
+      **_AS_WIDE,
       "model.fusion_levels": 0,
       "loss.bottleneck": 0.5,
       **_ALL_CLASSES,
@@ -213,6 +216,7 @@ VARIANTS: dict[str, Variant] = {
     "in the style of ProtoKD: soft labels and prototypes of one teacher that sees all sequences",
     {
       "model.teachers": {"all": MODALITIES},
+      **_AS_WIDE,
       "model.fusion_levels": 0,
       "loss.prototype": 1.0,
       **_ALL_CLASSES,

@@ -34,6 +34,7 @@ CASES = [
 MIXED = ModelSettings(
   student=("t1ce",),
   teachers={"flair": ("flair",), "t2": ("t2", "t1ce")},
+  teacher_width=1.0,
   filters=(4, 4, 8, 8),
   network="resenc",
   teacher_network="resunet",

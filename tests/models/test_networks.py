@@ -23,11 +23,16 @@ from kd_jax.settings.model import ModelSettings
 from kd_jax.training.mesh import make_mesh
 
 FULL = ModelSettings(  # with one teacher: all are built alike
-  student=("t1ce",), teachers={"t2": ("t2",)}, filters=(32, 64, 128, 256), fusion_levels=2
+  student=("t1ce",),
+  teachers={"t2": ("t2",)},
+  teacher_width=1.0,
+  filters=(32, 64, 128, 256),
+  fusion_levels=2,
 )
 TINY = ModelSettings(
   student=("t1ce",),
   teachers={"flair": ("flair",), "others": ("t2", "t1", "flair")},
+  teacher_width=1.0,
   filters=(4, 4, 8, 8),
   fusion_levels=2,
 )
