@@ -53,9 +53,11 @@ def hand_count(filters, side, heads):
 def test_flops_are_those_of_a_hand_count():
   filters, side = (4, 8, 12, 16), 16
   spec = ModelSettings(student=("t1ce",), teachers={"t2": ("t2",)}, filters=filters)
-  f1 = filters[1]
+  narrow = spec.teacher_filters
+  assert narrow == (4, 4, 8, 8)
+  f1 = narrow[1]
   fusion = 2 * 2 * f1 * 1 + (4 * f1 + 4 * 4) * (side // 2) ** 3
-  expected = 2 * (hand_count(filters, side, 1) + hand_count(filters, side, 0) + fusion)
+  expected = 2 * (hand_count(filters, side, 1) + hand_count(narrow, side, 0) + fusion)
   assert forward_flops(spec, (side,) * 3) == expected
 
 

@@ -19,9 +19,8 @@ Network = Literal["resunet", "resenc"]
 SAME: Final = "same"  # teachers of the student's kind of network
 Attention = Literal["channel", "cbam"]
 Modalities = Annotated[tuple[Modality, ...], Distinct("modality")]
-_FEWEST = 4  # channels
 Filters = Annotated[
-  tuple[Annotated[int, Range(_FEWEST, 4096)], ...], "channels at full, 1/2, 1/4, ... resolution"
+  tuple[Annotated[int, Range(4, 4096)], ...], "channels at full, 1/2, 1/4, ... resolution"
 ]
 
 
@@ -115,7 +114,7 @@ class ModelSettings:
     float,
     Range(1 / 64, 8),
     Before(1.0),
-    "the teachers' channels: so many times `filters`, rounded up to what a network can have",
+    "the teachers' channels: so many times `filters`, rounded up to multiples of 4",
   ] = 0.5
   fusion_levels: Annotated[
     int, Range(0, len(FUSION_LEVELS)), "CDSFL at half, and quarter, resolution"
@@ -154,10 +153,10 @@ class ModelSettings:
 
   @property
   def teacher_filters(self) -> tuple[int, ...]:
-    """The teachers' channels by resolution."""
-    n, _ = ACCEPTS[self.teacher_kind].multiple_of
-    channels = (n * math.ceil(number * self.teacher_width / n) for number in self.filters)
-    return tuple(max(number, _FEWEST) for number in channels)
+    """The teachers' channels by resolution: whole multiples of 4, which every network can have."""
+    if self.teacher_width == 1:
+      return self.filters
+    return tuple(4 * math.ceil(channels * self.teacher_width / 4) for channels in self.filters)
 
   @property
   def multiple(self) -> int:

@@ -112,6 +112,7 @@ class Golden:
     self.spec = ModelSettings(
       student=(modality,),
       teachers={name: (name,) for name in self.teachers},
+      teacher_width=1.0,
       filters=tuple(document["filters"]),
       fusion_levels=len(self.levels),
       dtype="float64",

@@ -140,7 +140,6 @@ def test_fusion_knows_its_features_channels_from_the_teachers_network(monkeypatc
   def features(filters):
     return {name: Feature(f.stride, 2 * f.channels) for name, f in kind.features(filters).items()}
 
-  monkeypatch.setitem(ACCEPTS, "wide", ACCEPTS["resunet"])
   monkeypatch.setitem(NETWORKS, "wide", kind._replace(build=doubled, features=features))
   framework = Framework(replace(MIXED, fusion_levels=2, teacher_network="wide"))
   out = jax.eval_shape(

@@ -31,7 +31,10 @@ from kd_jax.training.step import batch_sharding, compile_step, make_train_step
 
 TEACHERS = ("flair", "t2")
 SPEC = ModelSettings(
-  student=("t1ce",), teachers={name: (name,) for name in TEACHERS}, filters=(4, 4, 8, 8)
+  student=("t1ce",),
+  teachers={name: (name,) for name in TEACHERS},
+  teacher_width=1.0,
+  filters=(4, 4, 8, 8),
 )
 CONFIDENCE = published.confidence()
 STEPS = 10
