@@ -31,6 +31,7 @@ class Recipe(NamedTuple):
 _OWN = {"model.teachers": {"flair": ("flair",), "t2": ("t2",), "t1": ("t1",)}}
 _ALL_CLASSES = {"loss.kd_targets": "classes", "loss.kd_regions": tuple(REGIONS)}
 _AS_WIDE = {"model.teacher_width": 1.0}
+_QUARTER = {"model.teacher_width": 0.25}
 _STRONG = {"confidence.total": 2.0}
 _REGION_LOSSES = {
   "loss.targets": "regions",
@@ -44,6 +45,7 @@ RECIPES = {
   ),
   "classes": Recipe("the default, distilled over all classes", "", _ALL_CLASSES),
   "as_wide": Recipe("the default; its teachers have as many channels as the student", "", _AS_WIDE),
+  "quarter": Recipe("the default; its teachers have a quarter of the channels", "", _QUARTER),
   "strong": Recipe("as_wide with four times the weight of the teachers", "", _AS_WIDE | _STRONG),
   "fused_teacher": Recipe(
     "as_wide; CDSFL's fused logits are a teacher, too, with the weight of all others",
