@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from benchmarks import ablation
 from benchmarks.ablations import recipes, records, tables
-print(tables.text_of(tables.summary_of(Path(sys.argv[1]), ["student_only", "best"], [0])))
+print(tables.text_of(tables.summary_of(Path(sys.argv[1]), ["student_only", "as_wide"], [0])))
 assert not [name for name in sys.modules if name.partition(".")[0] in ("jax", "jaxlib")]
 """
 
